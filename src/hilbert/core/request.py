@@ -1,0 +1,153 @@
+"""A client call on its way through the server: request, sequences, batch, output.
+
+Two levels. `EmbedRequest` and `EmbedResult` are what a dialect translates from and to: texts in,
+finished vectors out. `Request`, `Sequence`, `Batch` and `Output` are what the engine sees: token ids
+in, raw rows out. Everything carries ids, never futures, so that the engine may live in another process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from hilbert.errors import ServingError
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+
+class OutputType(StrEnum):
+    """What one forward pass can return for a sequence; a request may ask for several."""
+
+    DENSE = "dense"
+    SPARSE = "sparse"
+    MULTIVECTOR = "multivector"
+    LOGITS = "logits"
+
+
+DENSE_ONLY: frozenset[OutputType] = frozenset({OutputType.DENSE})
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """One call for dense vectors, in the words of no dialect.
+
+    Attributes:
+        inputs: texts, or arrays of the model's own token ids (taken as they are, special tokens included).
+        prompt: text put before every input; wins over `prompt_name`.
+        prompt_name: one of the model's prompts. ``""`` means none, None means the model's default.
+        input_type: ``"query"`` or ``"document"``: picks the model's prompt of that meaning.
+        truncate: cut inputs to the model's length; when false a longer input is an error.
+        dimensions: keep the first so many numbers, then normalise again.
+        normalize: L2-normalise; None follows the model's own chain.
+        timeout_seconds: give up after this time; None takes the server's limit.
+    """
+
+    inputs: tuple[str | IntArray, ...]
+    prompt: str | None = None
+    prompt_name: str | None = None
+    input_type: str | None = None
+    truncate: bool = True
+    dimensions: int | None = None
+    normalize: bool | None = None
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds that one request spent in each stage; the maximum over its sequences."""
+
+    tokenize_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    inference_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """Finished vectors ``[N, E]`` float32, C-contiguous, in the order of the inputs."""
+
+    vectors: FloatArray
+    num_tokens: int
+    timing: Timing = Timing()
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One thing the model sees.
+
+    Attributes:
+        request_id: the request it belongs to.
+        index: its place in that request, from 0.
+        input_ids: ``[n]`` int32, special tokens included, n ≥ 1.
+        token_type_ids: ``[n]`` int32, or None where all are zero.
+        prompt_len: leading tokens that `include_prompt: false` keeps out of the pool.
+    """
+
+    request_id: int
+    index: int
+    input_ids: IntArray
+    token_type_ids: IntArray | None = None
+    prompt_len: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the linear layers will see."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call, tokenized. `deadline` is on the clock of the engine that runs it (`time.monotonic`)."""
+
+    id: int
+    sequences: tuple[Sequence, ...]
+    outputs: frozenset[OutputType] = DENSE_ONLY
+    deadline: float | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(len(s.input_ids) for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the scheduler hands to the runtime: sequences of any requests, in arrival order."""
+
+    sequences: tuple[Sequence, ...]
+    outputs: frozenset[OutputType] = DENSE_ONLY
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, rounding not counted."""
+        return sum(len(s.input_ids) for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutput:
+    """What a runtime returns: row i belongs to sequence i of the batch.
+
+    Attributes:
+        dense: ``[B, E]`` float32, before normalisation and before `dimensions`.
+    """
+
+    dense: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The engine's answer to one request.
+
+    Attributes:
+        dense: ``[N, E]`` float32, before normalisation; rows of failed sequences are zero.
+        errors: by sequence index; empty when all is well. A request-wide failure has every index.
+    """
+
+    request_id: int
+    dense: FloatArray | None = None
+    errors: dict[int, ServingError] = field(default_factory=dict)
+    queue_seconds: float = 0.0
+    inference_seconds: float = 0.0

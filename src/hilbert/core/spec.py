@@ -1,0 +1,133 @@
+"""What a model is, as read from its repository's own JSON: no weights, no torch.
+
+A `ModelSpec` decides how text becomes token ids and which modules run after the transformer. It does
+not know where or how the model runs. It is a msgspec Struct, because it crosses the process border
+to the worker and is stored in every artifact.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Task(StrEnum):
+    """What a model is served for."""
+
+    EMBED = "embed"
+    SPARSE_EMBED = "sparse_embed"
+    MULTI_EMBED = "multi_embed"
+    RERANK = "rerank"
+    CLASSIFY = "classify"
+    IMAGE_EMBED = "image_embed"
+    AUDIO_EMBED = "audio_embed"
+
+
+class PoolingMode(StrEnum):
+    """How the token vectors of a sequence become one; names as in sentence-transformers."""
+
+    CLS = "cls"
+    MEAN = "mean"
+    MAX = "max"
+    LAST = "lasttoken"
+    MEAN_SQRT = "mean_sqrt_len_tokens"
+    WEIGHTED_MEAN = "weightedmean"
+
+
+class PoolingModule(msgspec.Struct, frozen=True, tag="pooling"):
+    """Pools ``[T, D]`` to ``[B, D * len(modes)]``, concatenated in the order of `modes`.
+
+    `include_prompt` false leaves the prompt's tokens out of the pool (Instructor models).
+    """
+
+    modes: tuple[PoolingMode, ...]
+    include_prompt: bool = True
+
+
+class DenseModule(msgspec.Struct, frozen=True, tag="dense"):
+    """A linear layer after pooling. `activation` is the dotted torch name; identity when empty."""
+
+    folder: str
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str = ""
+
+
+class LayerNormModule(msgspec.Struct, frozen=True, tag="layer_norm"):
+    """A layer norm after pooling; its parameters lie in `folder`."""
+
+    folder: str
+    dimension: int
+
+
+class NormalizeModule(msgspec.Struct, frozen=True, tag="normalize"):
+    """L2 normalisation in the middle of the chain. A trailing one is `ModelSpec.normalize`."""
+
+
+Module = PoolingModule | DenseModule | LayerNormModule | NormalizeModule
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """One model repository at one revision.
+
+    Attributes:
+        model_id: what the user typed: a hub id or a folder.
+        path: the local snapshot folder.
+        commit: the hub commit, or ``""`` for a local folder.
+        digest: SHA-256 over the files that decide the vectors (a commit stands for its files).
+        kind: ``"transformer"``, ``"static"`` (an embedding table and nothing else) or
+            ``"other"`` (only sentence-transformers itself can run it).
+        reason: why `kind` is ``"other"``, in words; else ``""``.
+        family: `model_type` of config.json, ``""`` for static models.
+        architecture: first entry of `architectures`, ``""`` where absent.
+        config: config.json of the transformer, as read; only `programs` interprets it.
+        transformer_folder: folder of the Transformer module in the snapshot, ``""`` for the root.
+        modules: what runs after the transformer, in order, without a trailing Normalize.
+        normalize: whether the model's own chain ends in an L2 normalisation.
+        hidden_size: ``D``.
+        dimensions: ``E``, the length of the dense vector.
+        max_model_len: tokens per sequence, special tokens included, from `max_seq_length`, else the
+            tokenizer, else the positions of the model; None means unbounded (static, T5).
+        vocab_size: rows of the embedding table; a token id must be below it.
+        lower_case: lower-case the text before the tokenizer (`do_lower_case`).
+        prompts: prompt texts by name.
+        default_prompt_name: the prompt that applies when the request names none.
+        similarity: `similarity_fn_name`, ``"cosine"`` by default.
+        weights: weight files relative to `transformer_folder`, in load order.
+        graph_files: shipped graphs relative to `path` (``openvino/openvino_model.xml``,
+            ``onnx/model.onnx``).
+        remote_code: the repository asks for code of its own (`auto_map`).
+    """
+
+    model_id: str
+    path: str
+    commit: str
+    digest: str
+    kind: str
+    family: str
+    architecture: str
+    config: dict[str, Any]
+    modules: tuple[Module, ...]
+    normalize: bool
+    hidden_size: int
+    dimensions: int
+    max_model_len: int | None
+    vocab_size: int
+    reason: str = ""
+    transformer_folder: str = ""
+    lower_case: bool = False
+    prompts: dict[str, str] = {}
+    default_prompt_name: str | None = None
+    similarity: str = "cosine"
+    weights: tuple[str, ...] = ()
+    graph_files: tuple[str, ...] = ()
+    remote_code: bool = False
+    task: Task = Task.EMBED
+
+    @property
+    def pooling(self) -> PoolingModule | None:
+        """The first pooling module, if the chain has one."""
+        return next((m for m in self.modules if isinstance(m, PoolingModule)), None)

@@ -1,0 +1,72 @@
+"""The seam between the engine and whatever computes.
+
+A runtime turns a `Batch` into rows. It knows its device and its program; it knows no queue, no
+request, no clock. `prepare` is host work and may run while another batch is on the device; `run` is
+called by one thread at a time (the engine holds the device's turn).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from hilbert.core import Batch, BatchOutput, OutputType
+
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeInfo:
+    """What a loaded runtime says of itself; shown by `/v1/models` and `hilbert models info`.
+
+    Attributes:
+        engine: ``"openvino"``, ``"torch"``, …
+        device: ``"cpu"``, ``"cuda:0"``, …
+        dtype: what the matrix products run in.
+        program: ``"packed"``, ``"padded"``, ``"static"``, ``"shipped"`` or ``"sentence-transformers"``.
+        reason: why this program, in one sentence.
+        dimensions: ``E``.
+        outputs: what one pass can return.
+        max_batch_tokens: the token budget that was measured to be best on this kind of device.
+    """
+
+    engine: str
+    device: str
+    dtype: str
+    program: str
+    reason: str
+    dimensions: int
+    outputs: frozenset[OutputType]
+    max_batch_tokens: int
+
+
+class Runtime(Protocol[Prepared]):
+    """One loaded model on one device."""
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What it is and what it can return."""
+        ...
+
+    @property
+    def num_slots(self) -> int:
+        """Batches that may be in flight: 2 prepares the next one while one runs."""
+        ...
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """Lay a batch out in memory as the program wants it. Thread-safe."""
+        ...
+
+    def run(self, prepared: Prepared) -> BatchOutput:
+        """Compute. One thread at a time.
+
+        Raises:
+            OutOfMemory: the batch does not fit; the engine will split it.
+            WorkerLost: the device is gone for good.
+            Exception: anything else fails this batch; the engine isolates the guilty sequence.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the device's memory back. No call may follow."""
+        ...
