@@ -40,6 +40,28 @@ class RuntimeInfo:
     max_batch_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """How one model is to be run; every field has the meaning of the flag with its name.
+
+    Attributes:
+        engine: ``"auto"``, ``"openvino"`` or ``"torch"``. Auto takes torch where a GPU is, else openvino.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Auto takes 16 bits where the
+            device computes in them natively, else float32.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        threads: compute threads; None takes min(affinity, cgroup quota).
+        cache_dir: folder of the artifact cache; ``""`` takes the default.
+        trust_remote_code: allow the repository's own Python code.
+    """
+
+    engine: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    cache_dir: str = ""
+    trust_remote_code: bool = False
+
+
 class Runtime(Protocol[Prepared]):
     """One loaded model on one device."""
 

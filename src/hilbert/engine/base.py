@@ -1,0 +1,49 @@
+"""The seam between whoever has a tokenized request and whatever engine answers it.
+
+A caller does not know whether the engine lives in this process (`engine.local`) or in a worker
+process (`worker.client`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Protocol
+
+from hilbert.core import Output, Request
+from hilbert.runtimes.base import RuntimeInfo
+
+
+class Health(StrEnum):
+    """The state of an engine. Only `READY` takes requests without delay."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RECOVERING = "recovering"
+    DRAINING = "draining"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class EngineHandle(Protocol):
+    """One loaded model, wherever it runs."""
+
+    @property
+    def health(self) -> Health:
+        """Whether it can answer now."""
+        ...
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What the loaded runtime says of itself."""
+        ...
+
+    async def run(self, request: Request) -> Output:
+        """Answer a request; cancelling the awaiting task cancels the request.
+
+        Per-sequence failures come inside `Output.errors`.
+
+        Raises:
+            CapacityError: draining, or the deadline passed.
+            EngineError: the device or the worker is lost for good.
+        """
+        ...
