@@ -1,0 +1,177 @@
+"""Model id to `ModelSpec`: the one way in. Local first, the network last.
+
+Decides where a model's files come from: a folder, an exported folder, the hub's cache, the bundled
+package, the hub. A model that is already here is resolved in milliseconds, with neither torch nor the
+hub's client imported.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from hilbert.core import ModelSpec
+from hilbert.errors import ModelError, ModelUnavailable
+from hilbert.hub import bundled
+from hilbert.hub.digests import combined, digests_of
+from hilbert.hub.reading import read_spec
+from hilbert.hub.snapshots import Cached, check_names, find_cached, hub_cache, write_listing
+
+DEFAULT_REVISION = "main"
+DECIDING_SUFFIXES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja")
+CODE_AND_WEIGHTS = (".safetensors", ".bin", ".pt", ".py")
+
+
+def deciding_files(spec: ModelSpec) -> list[str]:
+    """Files of a folder that its vectors depend on, relative to `spec.path`."""
+    root = Path(spec.path)
+    folders = {"", spec.transformer_folder, *(getattr(module, "folder", "") for module in spec.modules)}
+    suffixes: tuple[str, ...] = DECIDING_SUFFIXES
+    names = {
+        *(f"{spec.transformer_folder}/{name}".lstrip("/") for name in spec.weights),
+        *spec.graph_files,
+        *(name.removesuffix(".xml") + ".bin" for name in spec.graph_files if name.endswith(".xml")),
+    }
+    for folder in folders - {""}:
+        names.update(
+            f"{folder}/{path.name}"
+            for path in (root / folder).iterdir()
+            if path.suffix in (*DECIDING_SUFFIXES, *CODE_AND_WEIGHTS)
+        )
+    if spec.kind == "other" or spec.remote_code:
+        suffixes = DECIDING_SUFFIXES + CODE_AND_WEIGHTS
+    names.update(path.name for path in root.iterdir() if path.suffix in suffixes)
+    if (root / "modules.json").is_file():
+        # Pooling and the modules of kind "other" keep a config.json each; folders are one level deep.
+        names.update(str(path.relative_to(root)) for path in root.glob("*/config.json") if path.is_file())
+    return sorted(name for name in names if (root / name).is_file())
+
+
+def _of_folder(folder: Path, model_id: str, trust_remote_code: bool) -> ModelSpec:
+    folder = folder.absolute()
+    spec = read_spec(folder, model_id=model_id, trust_remote_code=trust_remote_code)
+    digest = combined(digests_of(folder, deciding_files(spec)))
+    return msgspec.structs.replace(spec, digest=digest)
+
+
+def _of_snapshot(cached: Cached, model_id: str, trust_remote_code: bool) -> ModelSpec:
+    spec = read_spec(
+        cached.path, model_id=model_id, commit=cached.commit, trust_remote_code=trust_remote_code
+    )
+    return msgspec.structs.replace(spec, digest=combined({"commit": cached.commit}))
+
+
+def _is_folder_name(model_id: str) -> bool:
+    return model_id.startswith((".", "/", "~")) or "\\" in model_id or model_id.count("/") > 1
+
+
+def resolve(
+    model_id: str | None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: bool | None = None,
+) -> ModelSpec:
+    """Find a model and describe it.
+
+    Args:
+        model_id: a folder, a hub id (``org/name``), or None or ``"bundled"`` for the packaged model.
+        revision: branch, tag or commit; ``main`` by default.
+        token: for private repositories; ``HF_TOKEN`` by default.
+        cache_dir: the hub's cache folder; ``HF_HUB_CACHE`` and its fallbacks by default.
+        trust_remote_code: fetch and allow the repository's own code.
+        progress: show a download's progress; None shows it on a terminal only.
+    Raises:
+        ModelUnavailable: unknown, private, broken or out of reach.
+        ModelError: the repository contradicts itself.
+    """
+    if model_id is None or model_id == "bundled":
+        return _of_folder(bundled.bundled_folder(), bundled.MODEL_ID, trust_remote_code)
+    if not model_id:
+        raise ModelUnavailable(
+            "The model id is empty; give a folder or a hub id like BAAI/bge-small-en-v1.5."
+        )
+    folder = Path(model_id).expanduser()
+    if folder.is_dir():
+        return _of_folder(folder, model_id, trust_remote_code)
+    if _is_folder_name(model_id) or folder.exists():
+        raise ModelUnavailable(f"There is no model folder {model_id!r} here (seen from {os.getcwd()}).")
+
+    wanted = revision or DEFAULT_REVISION
+    check_names(model_id, wanted)
+    root = Path(cache_dir).expanduser() if cache_dir else hub_cache()
+    # A bare name is one of sentence-transformers' own models, or one of the hub's oldest.
+    names = [model_id] if "/" in model_id else [f"sentence-transformers/{model_id}", model_id]
+    partial: Cached | None = None
+    for name in names:
+        cached = find_cached(name, wanted, root, trust_remote_code=trust_remote_code)
+        if cached is not None and cached.is_whole:
+            return _of_snapshot(cached, model_id, trust_remote_code)
+        partial = partial or cached
+    if model_id in bundled.NAMES and revision is None and bundled.find_bundled() is not None:
+        return _of_folder(bundled.bundled_folder(), bundled.MODEL_ID, trust_remote_code)
+    return _fetch(names, partial, model_id, wanted, token, root, trust_remote_code, progress)
+
+
+def _fetch(
+    names: list[str],
+    partial: Cached | None,
+    model_id: str,
+    revision: str,
+    token: str | None,
+    root: Path,
+    trust_remote_code: bool,
+    progress: bool | None,
+) -> ModelSpec:
+    """Download what is missing; with the hub out of reach, make do with a snapshot of unknown wholeness."""
+    from hilbert.hub.download import HubOutOfReach, NotOnHub, download
+
+    missing: NotOnHub | None = None
+    for name in names:
+        try:
+            cached, listing = download(
+                name,
+                revision,
+                token=token,
+                cache_dir=root,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+        except NotOnHub as error:
+            missing = missing or error
+            continue
+        except HubOutOfReach:
+            if partial is None or partial.is_whole is False:
+                raise
+            try:
+                return _of_snapshot(partial, model_id, trust_remote_code)
+            except ModelError:
+                pass
+            raise
+        write_listing(cached.path, listing)
+        return _of_snapshot(cached, model_id, trust_remote_code)
+    assert missing is not None
+    raise missing
+
+
+def pull(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: bool | None = None,
+) -> ModelSpec:
+    """As `resolve`, but asks the hub first: a moved branch is followed. Arguments and errors as there."""
+    if model_id == "bundled" or Path(model_id).expanduser().is_dir() or _is_folder_name(model_id):
+        return resolve(model_id, revision=revision, trust_remote_code=trust_remote_code)
+    wanted = revision or DEFAULT_REVISION
+    check_names(model_id, wanted)
+    root = Path(cache_dir).expanduser() if cache_dir else hub_cache()
+    names = [model_id] if "/" in model_id else [f"sentence-transformers/{model_id}", model_id]
+    return _fetch(names, None, model_id, wanted, token, root, trust_remote_code, progress)

@@ -1,0 +1,301 @@
+"""A snapshot folder to a `ModelSpec`, from the repository's own JSON.
+
+Reads three layouts: sentence-transformers (modules.json), plain transformers (config.json alone) and
+model2vec. Never imports torch or transformers; the values equal what sentence-transformers would load
+(tests/hub/test_families.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hilbert.core import ModelSpec, Module, PoolingMode, PoolingModule, Task
+from hilbert.errors import ModelError, ModelUnavailable
+from hilbert.hub.chain import ModuleEntry, Unsupported, output_size, read_chain, read_entries
+from hilbert.hub.files import read_object, tensor_shapes
+from hilbert.hub.lengths import max_model_len
+from hilbert.hub.weights import embedding_shape, graph_files, weight_files
+
+# The Transformer module's own file had a name per family once.
+TRANSFORMER_CONFIGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+TASKS = {
+    "CrossEncoder": Task.RERANK,
+    "SparseEncoder": Task.SPARSE_EMBED,
+    "MultiVectorEncoder": Task.MULTI_EMBED,
+}
+# Arguments for the tokenizer that change nothing but padding, which Hilbert does not do.
+HARMLESS_TOKENIZER_ARGUMENTS = frozenset(
+    {"model_max_length", "padding_side", "use_fast", "trust_remote_code"}
+)
+
+
+class _TokenizerConfig(msgspec.Struct):
+    """What is needed of tokenizer_config.json; the rest (it may be megabytes) is skipped unread."""
+
+    model_max_length: Any = None
+
+
+@dataclass
+class _Draft:
+    """What the layouts have in common, filled in by one of them."""
+
+    config: dict[str, Any]
+    folder: str = ""
+    kind: str = "transformer"
+    reason: str = ""
+    modules: tuple[Module, ...] = ()
+    normalize: bool = False
+    max_seq_length: Any = None
+    tokenizer_max: Any = None
+    lower_case: bool = False
+    remote_code: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def leave_to_sentence_transformers(self, reason: str) -> None:
+        """Only the first reason is kept: it is the one to look at first."""
+        if self.kind != "other":
+            self.kind, self.reason = "other", reason
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config.json that describes the text model, where it is nested."""
+    for key in ("text_config", "thinker_config", "llm_config"):
+        nested = config.get(key)
+        if isinstance(nested, dict):
+            return text_config(nested)
+    return config
+
+
+def hidden_size(config: dict[str, Any]) -> int | None:
+    """``D``, under any of the names that families give it."""
+    text = text_config(config)
+    for key in ("hidden_size", "d_model", "dim", "n_embd", "hidden_dim"):
+        value = text.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _tokenizer_max(folder: Path) -> Any:
+    try:
+        data = (folder / "tokenizer_config.json").read_bytes()
+        return msgspec.json.decode(data, type=_TokenizerConfig).model_max_length
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ModelUnavailable(f"{folder / 'tokenizer_config.json'} cannot be read: {error}.") from error
+
+
+def _arguments(settings: dict[str, Any], new: str, old: str) -> dict[str, Any]:
+    value = settings.get(new, settings.get(old))
+    return value if isinstance(value, dict) else {}
+
+
+def _read_transformer(draft: _Draft, snapshot: Path) -> None:
+    """The settings of the Transformer module; they may change config.json and the length."""
+    folder = snapshot / draft.folder
+    settings = next((found for name in TRANSFORMER_CONFIGS if (found := read_object(folder / name))), {})
+    draft.max_seq_length = settings.get("max_seq_length")
+    draft.lower_case = bool(settings.get("do_lower_case", False))
+
+    overrides = _arguments(settings, "config_kwargs", "config_args")
+    draft.config = draft.config | {k: v for k, v in overrides.items() if k != "trust_remote_code"}
+    tokenizer = _arguments(settings, "processor_kwargs", "tokenizer_args")
+    if "model_max_length" in tokenizer:
+        draft.max_seq_length = tokenizer["model_max_length"]
+    if unknown := sorted(set(tokenizer) - HARMLESS_TOKENIZER_ARGUMENTS):
+        draft.leave_to_sentence_transformers(f"its tokenizer wants the argument {unknown[0]!r}")
+
+    task = settings.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        draft.leave_to_sentence_transformers(f"its transformer is loaded for {task!r}")
+    modalities = settings.get("modality_config")
+    if isinstance(modalities, dict):
+        wanted = {"method": "forward", "method_output_name": "last_hidden_state"}
+        if modalities.get("text") != wanted:
+            draft.leave_to_sentence_transformers("text does not go through the model's plain forward pass")
+    processing = settings.get("processing_kwargs")
+    if isinstance(processing, dict) and (processing.get("text") or processing.get("common")):
+        draft.leave_to_sentence_transformers("its processing_kwargs change how text is tokenized")
+    for key in ("query_length", "document_length", "query_expansion"):
+        if settings.get(key):
+            draft.leave_to_sentence_transformers(f"it sets {key}")
+
+
+def _read_sentence_transformers(
+    snapshot: Path, entries: tuple[ModuleEntry, ...], trust_remote_code: bool
+) -> _Draft:
+    first, rest = entries[0], entries[1:]
+    draft = _Draft(config=read_object(snapshot / first.folder / "config.json"), folder=first.folder)
+    draft.settings = read_object(snapshot / "config_sentence_transformers.json")
+    draft.remote_code = any(entry.name == "" for entry in entries)
+    if first.name == "Transformer":
+        _read_transformer(draft, snapshot)
+        if not draft.config:
+            draft.leave_to_sentence_transformers("its transformer has no config.json (an adapter?)")
+    elif first.name == "StaticEmbedding":
+        draft.kind, draft.config = "static", {}
+    else:
+        draft.leave_to_sentence_transformers(f"its first module is {first.class_path!r}")
+    try:
+        draft.modules, draft.normalize = read_chain(snapshot, rest, trust_remote_code=trust_remote_code)
+    except Unsupported as unsupported:
+        draft.leave_to_sentence_transformers(str(unsupported))
+    if draft.kind == "transformer":
+        _check_chain(draft)
+    return draft
+
+
+def _check_chain(draft: _Draft) -> None:
+    pools = [i for i, module in enumerate(draft.modules) if isinstance(module, PoolingModule)]
+    if pools != [0]:
+        draft.leave_to_sentence_transformers(
+            "its chain does not pool exactly once, right after the transformer"
+        )
+
+
+def _read_plain(snapshot: Path) -> _Draft:
+    """A repository without modules.json: what sentence-transformers makes of it.
+
+    Mean pooling without normalisation; the last token where the weights were a causal language model.
+    """
+    config = read_object(snapshot / "config.json")
+    if not config:
+        raise ModelUnavailable(
+            f"{snapshot} holds neither modules.json nor config.json; it is not a model repository."
+        )
+    draft = _Draft(config=config, settings=read_object(snapshot / "config_sentence_transformers.json"))
+    if config.get("model_type") == "model2vec":
+        draft.kind, draft.config = "static", {}
+        draft.normalize = bool(config.get("normalize", False))
+        return draft
+    if text_config(config) is not config:
+        draft.leave_to_sentence_transformers("it takes more than text and has no modules.json")
+    is_causal = _architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
+    draft.modules = (PoolingModule((PoolingMode.LAST if is_causal else PoolingMode.MEAN,)),)
+    return draft
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def _task(draft: _Draft, plain: bool) -> Task:
+    task = TASKS.get(str(draft.settings.get("model_type", "")))
+    if task is not None:
+        return task
+    if plain and _architecture(draft.config).endswith("ForSequenceClassification"):
+        labels = draft.config.get("id2label")
+        num_labels = len(labels) if isinstance(labels, dict) else draft.config.get("num_labels", 2)
+        return Task.RERANK if num_labels == 1 else Task.CLASSIFY
+    return Task.EMBED
+
+
+def _static_shape(folder: Path, weights: tuple[str, ...]) -> tuple[int, int] | None:
+    """Token ids and vector length of an embedding table; a model2vec `mapping` has one row per id."""
+    if not weights or not weights[0].endswith(".safetensors"):
+        return None
+    shapes = tensor_shapes(folder / weights[0])
+    table = shapes.get("embedding.weight") or shapes.get("embeddings")
+    if table is None or len(table) != 2:
+        raise ModelError(f"{folder / weights[0]} holds no embedding table, only {sorted(shapes)[:5]}.")
+    mapping = shapes.get("mapping", table)
+    return mapping[0], table[1]
+
+
+def _prompts(settings: dict[str, Any]) -> dict[str, str]:
+    prompts = settings.get("prompts")
+    return {k: v for k, v in prompts.items() if isinstance(v, str)} if isinstance(prompts, dict) else {}
+
+
+def read_spec(
+    snapshot: Path, *, model_id: str, commit: str = "", trust_remote_code: bool = False
+) -> ModelSpec:
+    """Describe the model in a folder. `digest` is left empty; `resolve` fills it.
+
+    Args:
+        snapshot: the repository's files.
+        model_id: what the user typed.
+        commit: the hub commit, ``""`` for a plain folder.
+        trust_remote_code: the user allows code of the repository's own.
+    Raises:
+        ModelUnavailable: files are missing or broken.
+        ModelError: the JSON contradicts itself, or a path leaves the repository.
+    """
+    entries = read_entries(snapshot)
+    plain = entries is None
+    draft = (
+        _read_plain(snapshot)
+        if entries is None
+        else _read_sentence_transformers(snapshot, entries, trust_remote_code)
+    )
+    folder = snapshot / draft.folder
+    weights = weight_files(folder)
+    graphs = graph_files(snapshot) if draft.kind != "static" else ()
+    if not weights and not graphs and draft.kind != "other":
+        raise ModelUnavailable(
+            f"{folder} holds no weights (model.safetensors, pytorch_model.bin) and no graph "
+            "(openvino/, onnx/); download the model again (`hilbert models pull`)."
+        )
+    if draft.kind != "other" and not (folder / "tokenizer.json").is_file():
+        draft.leave_to_sentence_transformers("it has no tokenizer.json")
+
+    text = text_config(draft.config)
+    size, vocab_size = hidden_size(draft.config), text.get("vocab_size")
+    if draft.kind == "static":
+        shape = _static_shape(folder, weights)
+        if shape is None:
+            draft.leave_to_sentence_transformers("its embedding table is not a safetensors file")
+        vocab_size, size = shape or (0, 0)
+        length = None
+    else:
+        if size is None or not isinstance(vocab_size, int):
+            rows, columns = embedding_shape(folder, weights) or (0, 0)
+            size, vocab_size = size or columns, vocab_size or rows
+        length = max_model_len(text, _tokenizer_max(folder), draft.max_seq_length)
+    if draft.kind == "transformer" and not (size and vocab_size):
+        draft.leave_to_sentence_transformers("config.json gives no hidden_size or vocab_size")
+
+    settings = draft.settings
+    similarity = settings.get("similarity_fn_name")
+    default_prompt = settings.get("default_prompt_name")
+    return ModelSpec(
+        model_id=model_id,
+        path=str(snapshot),
+        commit=commit,
+        digest="",
+        kind=draft.kind,
+        reason=draft.reason,
+        family=str(text.get("model_type", "")),
+        architecture=_architecture(draft.config),
+        config=draft.config,
+        transformer_folder=draft.folder,
+        modules=draft.modules,
+        normalize=draft.normalize,
+        hidden_size=size or 0,
+        dimensions=output_size(size or 0, draft.modules),
+        max_model_len=length,
+        vocab_size=vocab_size if isinstance(vocab_size, int) else 0,
+        lower_case=draft.lower_case,
+        prompts=_prompts(settings),
+        default_prompt_name=default_prompt if isinstance(default_prompt, str) else None,
+        similarity=similarity if similarity in SIMILARITIES else "cosine",
+        weights=weights,
+        graph_files=graphs,
+        remote_code=draft.remote_code or bool(draft.config.get("auto_map")),
+        task=_task(draft, plain),
+    )

@@ -1,0 +1,157 @@
+"""The hub's cache folder, read by hand: a cached model starts without the network and without its client.
+
+Decides whether a cached snapshot is whole. The layout is huggingface_hub's:
+``models--org--name/refs/<revision>`` names a commit, ``snapshots/<commit>/`` holds its files,
+``trees/<commit>.json`` lists what the repository has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from hilbert.errors import ModelUnavailable
+from hilbert.hub.digests import cache_root
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,249}")
+
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja")
+SAFE_WEIGHTS = ("*.safetensors",)
+PICKLED_WEIGHTS = ("pytorch_model*.bin", "*/pytorch_model*.bin", "model.pt", "*.pt")
+GRAPHS = (
+    "openvino/openvino_model.*",
+    "openvino_model.*",
+    "onnx/model.onnx",
+    "onnx/model.onnx_data",
+    "model.onnx",
+)
+CODE = ("*.py",)
+# Folders that hold the same weights for other programs, or training state.
+FOREIGN_FOLDERS = ("onnx/", "openvino/", "checkpoint", "coreml/", "tflite/", "gguf/", "original/", ".")
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def wanted_files(names: Iterable[str], *, trust_remote_code: bool = False) -> list[str]:
+    """The files of a repository that a model is served from.
+
+    JSON and tokenizer files; safetensors, or pickles where a folder has no safetensors; shipped graphs
+    only where there are no weights at all; code only when it is trusted.
+    """
+    names = sorted(names)
+    own = [name for name in names if not name.startswith(FOREIGN_FOLDERS)]
+    safe = [name for name in own if _matches(name, SAFE_WEIGHTS)]
+    covered = {name.rpartition("/")[0] for name in safe}
+    pickled = [
+        name for name in own if _matches(name, PICKLED_WEIGHTS) and name.rpartition("/")[0] not in covered
+    ]
+    small = [name for name in own if _matches(name, SMALL_FILES)]
+    graphs = [name for name in names if _matches(name, GRAPHS)] if not safe + pickled else []
+    code = [name for name in own if _matches(name, CODE)] if trust_remote_code else []
+    return sorted({*small, *safe, *pickled, *graphs, *code})
+
+
+def hub_cache() -> Path:
+    """Where the hub's client keeps snapshots: ``$HF_HUB_CACHE``, else ``$HF_HOME/hub``, else its default."""
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if value := os.environ.get(variable):
+            return Path(value).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "huggingface" / "hub"
+
+
+def check_names(model_id: str, revision: str) -> None:
+    """Refuse what cannot be a hub id or revision, before it becomes part of a path or an address.
+
+    Raises:
+        ModelUnavailable: with what an id looks like.
+    """
+    parts = model_id.split("/")
+    if (
+        len(parts) > 2
+        or not all(NAME.fullmatch(part) for part in parts)
+        or "--" in model_id
+        or ".." in model_id
+    ):
+        raise ModelUnavailable(
+            f"{model_id!r} is neither a folder here nor a hub id (`org/name`, at most 96 letters, digits, "
+            "'-', '_' and '.')."
+        )
+    if not REVISION.fullmatch(revision) or ".." in revision or "//" in revision:
+        raise ModelUnavailable(f"{revision!r} is not a revision: give a branch, a tag or a commit.")
+
+
+def _listing_file(snapshot: Path) -> Path:
+    key = hashlib.sha256(os.fsencode(os.path.abspath(snapshot))).hexdigest()[:32]
+    return cache_root() / "listings" / f"{key}.json"
+
+
+def write_listing(snapshot: Path, names: Iterable[str]) -> None:
+    """Remember what the repository has at this commit, so that a cut download is known as such."""
+    path = _listing_file(snapshot)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    # Without it the next start asks the hub again.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(msgspec.json.encode(sorted(names)))
+        temporary.replace(path)
+
+
+def _listing(snapshot: Path) -> list[str] | None:
+    """File names of the repository at the snapshot's commit, from our own note or the client's."""
+    with suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(_listing_file(snapshot).read_bytes(), type=list[str])
+    tree = snapshot.parent.parent / "trees" / f"{snapshot.name}.json"
+    with suppress(OSError, msgspec.MsgspecError):
+        value = msgspec.json.decode(tree.read_bytes())
+        entries = value.get("files", value) if isinstance(value, dict) else value
+        if isinstance(entries, dict):
+            return [str(name) for name in entries]
+        if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
+            return [str(entry["path"]) for entry in entries if "path" in entry]
+    return None
+
+
+class Cached(msgspec.Struct, frozen=True):
+    """A snapshot on disk. `is_whole` is None where nothing says what the repository has."""
+
+    path: Path
+    commit: str
+    is_whole: bool | None
+
+
+def find_cached(
+    model_id: str, revision: str, cache_dir: Path, *, trust_remote_code: bool = False
+) -> Cached | None:
+    """The snapshot of a revision, if the cache has any part of it. Touches no network."""
+    repository = cache_dir / f"models--{model_id.replace('/', '--')}"
+    commit = revision
+    if not COMMIT.fullmatch(revision):
+        try:
+            commit = (repository / "refs" / revision).read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        if not COMMIT.fullmatch(commit):
+            return None
+    path = repository / "snapshots" / commit
+    if not path.is_dir():
+        return None
+    listing = _listing(path)
+    if listing is None:
+        return Cached(path, commit, None)
+    wanted = wanted_files(listing, trust_remote_code=trust_remote_code)
+    return Cached(path, commit, all((path / name).is_file() for name in wanted))
