@@ -1,0 +1,231 @@
+"""The load generator: its own process, raw HTTP/1.1 over sockets, the same for every server.
+
+    python bench/load.py closed --port 7997 --bodies bodies.jsonl --connections 32 --seconds 20
+    python bench/load.py closed --port 7997 --bodies bodies.jsonl --connections 32 --count 20000
+    python bench/load.py beside --port 7997 --bulk bulk.jsonl --bodies query.jsonl --seconds 20
+
+`closed` keeps every connection busy with one request at a time; `beside` sends a short query over and
+over while requests of many texts run on another connection. Each prints one line of JSON.
+
+With a time limit `closed` is wrk (one thread, bench/wrk.lua) where wrk is installed, as it takes less of the
+processor than Python does; else, and whenever requests are counted, it is the asyncio code below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+BENCH = Path(__file__).resolve().parent
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection, one request in flight; answers are counted, not parsed."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.waiting: asyncio.Future[int] | None = None
+        self.head = b""
+        self.left = -1
+        self.status = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(0)
+        self.transport = None
+
+    def data_received(self, data: bytes) -> None:
+        if self.left < 0:
+            self.head += data
+            end = self.head.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = self.head[:end].lower()
+            mark = head.find(b"content-length:")
+            if mark < 0:
+                raise RuntimeError("the answer has no Content-Length")
+            self.status = int(head[9:12])
+            self.left = int(head[mark + 15 :].split(b"\r", 1)[0])
+            self.left -= len(self.head) - end - 4
+            self.head = b""
+        else:
+            self.left -= len(data)
+        if self.left <= 0:
+            self.left = -1
+            if self.waiting is not None and not self.waiting.done():
+                self.waiting.set_result(self.status)
+
+    async def send(self, request: bytes) -> int:
+        """Send one request and return the status of its answer; 0 when the connection broke."""
+        if self.transport is None:
+            return 0
+        self.waiting = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return await self.waiting
+
+
+def requests_of(bodies: Path, port: int, path: str) -> list[bytes]:
+    """The bytes of each request, made once, before the clock starts."""
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+    return [
+        f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        for body in bodies.read_bytes().splitlines()
+    ]
+
+
+async def connect(port: int) -> Connection:
+    loop = asyncio.get_running_loop()
+    _, protocol = await loop.create_connection(Connection, "127.0.0.1", port)
+    return protocol
+
+
+def percentile(latencies: list[float], share: float) -> float:
+    """Milliseconds; NaN is not JSON, so an empty list gives 0."""
+    ordered = sorted(latencies)
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1e3, 3) if ordered else 0.0
+
+
+def summary(latencies: list[float], seconds: float, failed: int) -> dict[str, float]:
+    return {
+        "requests": len(latencies),
+        "seconds": round(seconds, 3),
+        "failed": failed,
+        "p50_ms": percentile(latencies, 0.5),
+        "p90_ms": percentile(latencies, 0.9),
+        "p99_ms": percentile(latencies, 0.99),
+        "max_ms": percentile(latencies, 1.0),
+    }
+
+
+async def closed_loop(
+    port: int, path: str, bodies: Path, connections: int, seconds: float | None, count: int | None
+) -> dict[str, float]:
+    prepared = requests_of(bodies, port, path)
+    source: Iterator[bytes] = cycle(prepared) if count is None else islice(cycle(prepared), count)
+    latencies: list[float] = []
+    failed = 0
+    opened = [await connect(port) for _ in range(connections)]
+    start = time.perf_counter()
+    end = start + seconds if seconds else float("inf")
+
+    async def guest(connection: Connection) -> None:
+        nonlocal failed
+        for request in source:
+            sent = time.perf_counter()
+            status = await connection.send(request)
+            now = time.perf_counter()
+            if now > end:
+                return
+            latencies.append(now - sent)
+            if status != 200:
+                failed += 1
+                if connection.transport is None:
+                    return
+
+    await asyncio.gather(*(guest(c) for c in opened))
+    took = min(time.perf_counter(), end) - start
+    for connection in opened:
+        if connection.transport is not None:
+            connection.transport.close()
+    return summary(latencies, took, failed)
+
+
+async def beside(
+    port: int, path: str, bulk: Path, query: Path, seconds: float, pause: float
+) -> dict[str, Any]:
+    """Requests of many texts one after another, and short queries beside them.
+
+    Stops sending at the first moment at which `seconds` have passed and one bulk request has been answered.
+    """
+    bulk_requests = requests_of(bulk, port, path)
+    queries = cycle(requests_of(query, port, path))
+    bulk_connection, query_connection = await connect(port), await connect(port)
+    bulk_seconds: list[float] = []
+    latencies: list[float] = []
+    failed = 0
+    running = True
+
+    async def bulk_guest() -> None:
+        nonlocal failed, running
+        start = time.perf_counter()
+        for request in cycle(bulk_requests):
+            sent = time.perf_counter()
+            failed += await bulk_connection.send(request) != 200
+            bulk_seconds.append(time.perf_counter() - sent)
+            if time.perf_counter() - start >= seconds or bulk_connection.transport is None:
+                running = False
+                return
+
+    async def query_guest() -> None:
+        nonlocal failed
+        await asyncio.sleep(0.2)
+        while running and query_connection.transport is not None:
+            sent = time.perf_counter()
+            failed += await query_connection.send(next(queries)) != 200
+            latencies.append(time.perf_counter() - sent)
+            await asyncio.sleep(pause)
+
+    start = time.perf_counter()
+    await asyncio.gather(bulk_guest(), query_guest())
+    result: dict[str, Any] = dict(summary(latencies, time.perf_counter() - start, failed))
+    result["bulk_seconds"] = [round(s, 3) for s in bulk_seconds]
+    return result
+
+
+def run_loop(main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+def wrk(port: int, path: str, bodies: Path, connections: int, seconds: float) -> dict[str, float]:
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "120s", "-s"]
+    command += [str(BENCH / "wrk.lua"), f"http://127.0.0.1:{port}{path}", "--", str(bodies)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("mode", choices=["closed", "beside"])
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--path", default="/embeddings")
+    parser.add_argument("--bodies", type=Path, required=True)
+    parser.add_argument("--bulk", type=Path)
+    parser.add_argument("--connections", type=int, default=1)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--pause", type=float, default=0.05, help="seconds between queries in `beside`")
+    parser.add_argument("--python", action="store_true", help="do not use wrk")
+    a = parser.parse_args()
+    if a.mode == "beside":
+        result = run_loop(beside(a.port, a.path, a.bulk, a.bodies, a.seconds or 10, a.pause))
+        result["generator"] = "python"
+    elif a.count is None and shutil.which("wrk") and not a.python:
+        result = dict(wrk(a.port, a.path, a.bodies, a.connections, a.seconds or 10))
+        result["generator"] = "wrk"
+    else:
+        result = run_loop(closed_loop(a.port, a.path, a.bodies, a.connections, a.seconds, a.count))
+        result["generator"] = "python"
+    result["requests_per_second"] = round(result["requests"] / result["seconds"], 3)
+    json.dump(result, sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()
