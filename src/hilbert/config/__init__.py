@@ -1,1 +1,23 @@
-"""TODO room."""
+"""Flags and environment to frozen settings, once, at the edge.
+
+Does not know torch, the network or any file after start. `settings.py` is the table; everything else
+follows from it.
+"""
+
+from hilbert.config.load import OPTIONS, load
+from hilbert.config.machine import available_memory_bytes, available_threads
+from hilbert.config.option import Option
+from hilbert.config.settings import DEFAULT_MODEL_ID, ModelSettings, ServerSettings
+from hilbert.config.sources import BadSetting
+
+__all__ = [
+    "DEFAULT_MODEL_ID",
+    "OPTIONS",
+    "BadSetting",
+    "ModelSettings",
+    "Option",
+    "ServerSettings",
+    "available_memory_bytes",
+    "available_threads",
+    "load",
+]

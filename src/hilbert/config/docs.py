@@ -1,0 +1,86 @@
+"""The configuration page, made from the table.
+
+``python -m hilbert.config.docs docs/configuration.md`` writes it; a test says when it is out of date.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hilbert.config.infinity import HIDDEN
+from hilbert.config.load import MODEL_OPTIONS, SERVER_OPTIONS
+from hilbert.config.option import Option
+
+_HEAD = """\
+# Configuration
+
+Every setting of `hilbert serve` is a flag and an environment variable. A flag wins over the
+environment, the environment over the default. This page is made from the code (`make docs`).
+
+- A switch is `--flag` or `--no-flag`; in the environment `true` or `false`.
+- An empty variable counts as not set.
+- The settings of the first table are per model: repeat the flag, or divide the variable's values by
+  `;`. One value counts for all models; otherwise there must be one for each.
+- `INFINITY_*` variables of the same meaning are read too; `HILBERT_*` wins over them.
+- Keys and tokens belong in the environment, where a list of processes does not show them.
+"""
+
+_INFINITY = """\
+## Coming from Infinity
+
+`hilbert v2 …` takes Infinity's command line. The flags above keep their names; `--host` is
+`0.0.0.0` by default there, as in Infinity. Different on purpose: `--trust-remote-code` is off unless
+given, and `--engine optimum` means `openvino`. These flags (and their `INFINITY_*` variables) are
+accepted, have no effect here and say so once: {flags}. `--device-id 1` together with `--device cuda`
+means `cuda:1`; `--embedding-dtype` other than `float32` is an error.
+"""
+
+
+def configuration_page() -> str:
+    """The page as Markdown."""
+    silent = [option.flag for option in HIDDEN if option.name not in ("device_id", "embedding_dtype")]
+    return "\n".join(
+        [
+            _HEAD,
+            "## Models",
+            "",
+            _table(MODEL_OPTIONS),
+            "",
+            "## Server",
+            "",
+            _table(SERVER_OPTIONS),
+            "",
+            _INFINITY.format(flags=", ".join(f"`{flag}`" for flag in silent)),
+        ]
+    )
+
+
+def _table(options: Sequence[Option]) -> str:
+    rows = ["| flag | environment | default | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| {', '.join(f'`{flag}`' for flag in option.flags)} | {_names(option)} | {_default(option)} "
+        f"| {_meaning(option)} |"
+        for option in options
+    ]
+    return "\n".join(rows)
+
+
+def _names(option: Option) -> str:
+    return f"`{option.env}`" + (f", `{option.infinity_env}`" if option.infinity_env else "")
+
+
+def _default(option: Option) -> str:
+    if option.default_note:
+        return option.default_note
+    return f"`{str(option.default).lower() if option.kind is bool else option.default}`"
+
+
+def _meaning(option: Option) -> str:
+    choices = f" ({', '.join(f'`{choice}`' for choice in option.choices)})" if option.choices else ""
+    return option.help + choices
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(configuration_page())

@@ -1,0 +1,48 @@
+"""The text of ``hilbert serve --help``, from the table. Plain text, so it costs no import."""
+
+from __future__ import annotations
+
+import textwrap
+
+from hilbert.config.load import MODEL_OPTIONS, SERVER_OPTIONS
+from hilbert.config.option import Option
+
+_COLUMN = 34
+
+
+def help_text(verb: str = "serve") -> str:
+    """Usage, and one paragraph per setting."""
+    lines = [
+        f"Usage: hilbert {verb} [--model-id ID] [FLAGS]",
+        "",
+        "Serve models over HTTP. Every flag can be set in the environment as HILBERT_<NAME>",
+        "(HILBERT_MAX_BATCH_TOKENS=2048); a flag wins over the environment. Lists for several models",
+        "are divided by ';' there.",
+        "",
+        "Models (one value for all models, or one for each):",
+    ]
+    lines += [line for option in MODEL_OPTIONS for line in _paragraph(option)]
+    lines += ["", "Server:"]
+    lines += [line for option in SERVER_OPTIONS for line in _paragraph(option)]
+    return "\n".join([*lines, f"  {'--help, -h':<{_COLUMN - 2}}show this", ""])
+
+
+def default_text(option: Option) -> str:
+    """The default in words."""
+    if option.default_note:
+        return option.default_note.replace("`", "")
+    if option.kind is bool:
+        return "on" if option.default else "off"
+    return str(option.default)
+
+
+def _paragraph(option: Option) -> list[str]:
+    if option.kind is bool:
+        head = f"{option.flag} / --no-{option.flag[2:]}"
+    else:
+        value = option.metavar or ("|".join(option.choices) if option.choices else "N")
+        head = ", ".join(option.flags) + " " + value
+    text = textwrap.wrap(f"{option.help} [{default_text(option)}]", 100 - _COLUMN)
+    if len(head) + 4 > _COLUMN:
+        return [f"  {head}", *(" " * _COLUMN + line for line in text)]
+    return [f"  {head:<{_COLUMN - 2}}{text[0]}", *(" " * _COLUMN + line for line in text[1:])]

@@ -1,0 +1,220 @@
+"""Every setting of Hilbert: the one table. Adding one is adding a line here.
+
+`load()` in `load.py` fills these from flags and environment, once, at the edge; nothing changes them
+afterwards. A setting enters only with a test that fails when it is ignored (tests/cli).
+"""
+
+# ruff: noqa: RUF009  # option() returns a dataclass field, which is what stands here
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from hilbert.config.option import option
+
+DEFAULT_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
+
+Engine = Literal["auto", "openvino", "torch"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
+
+
+def _device(text: str) -> str | None:
+    known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text)
+    return None if known else "give auto, cpu, cuda, cuda:1 (the second GPU) or mps"
+
+
+def _url_prefix(text: str) -> str | None:
+    good = re.fullmatch(r"|/|/.*[^/]", text)
+    return None if good else "Path must start with '/' and must not end with '/'"
+
+
+def _path(text: str) -> str | None:
+    return None if not text or text.startswith("/") else "Path must start with '/'"
+
+
+def _not_empty(text: str) -> str | None:
+    return None if text.strip() else "give a hub id such as BAAI/bge-small-en-v1.5, or a folder"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """How one model is served."""
+
+    model_id: str = option(
+        DEFAULT_MODEL_ID,
+        "hub id or local folder of the model; repeat to serve several",
+        short="-m",
+        metavar="ID",
+        check=_not_empty,
+        infinity="MODEL_ID",
+        per_model=True,
+    )
+    served_model_name: str = option(
+        "",
+        "the name that clients use",
+        metavar="NAME",
+        default_note="last two parts of the model id",
+        infinity="SERVED_MODEL_NAME",
+        per_model=True,
+    )
+    revision: str = option(
+        "",
+        "branch, tag or commit on the hub",
+        metavar="REV",
+        default_note="the main branch",
+        infinity="REVISION",
+        per_model=True,
+    )
+    engine: Engine = option(
+        "auto",
+        "what computes; auto takes torch where a GPU is, else openvino",
+        infinity="ENGINE",
+        per_model=True,
+    )
+    dtype: Dtype = option(
+        "auto",
+        "type of the matrix products; auto takes 16 bits where the device has them natively, else float32",
+        infinity="DTYPE",
+        per_model=True,
+    )
+    device: str = option(
+        "auto",
+        "auto, cpu, cuda, cuda:N or mps",
+        metavar="DEVICE",
+        check=_device,
+        infinity="DEVICE",
+        per_model=True,
+    )
+    max_batch_tokens: int | None = option(
+        None,
+        "tokens that one batch may hold",
+        default_note="measured for the kind of device",
+        minimum=1,
+        per_model=True,
+    )
+    max_batch_requests: int | None = option(
+        None,
+        "texts that one batch may hold",
+        default_note="as many as the tokens allow",
+        aliases=("--batch-size",),
+        minimum=1,
+        infinity="BATCH_SIZE",
+        per_model=True,
+    )
+    trust_remote_code: bool = option(
+        False,
+        "run Python code that the model repository brings; only for authors you trust",
+        infinity="TRUST_REMOTE_CODE",
+        per_model=True,
+    )
+
+    @property
+    def name(self) -> str:
+        """The name that clients use: given, or the last two parts of the model id."""
+        return self.served_model_name or "/".join(self.model_id.rstrip("/").split("/")[-2:]).lstrip("/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """How the server runs, and what it serves."""
+
+    models: tuple[ModelSettings, ...] = (ModelSettings(),)
+    host: str = option(
+        "127.0.0.1",
+        "address to listen on; 0.0.0.0 for all",
+        metavar="ADDRESS",
+        infinity="HOST",
+        infinity_default="0.0.0.0",
+    )
+    port: int = option(
+        7997, "port to listen on; 0 takes a free one", minimum=0, maximum=65535, infinity="PORT"
+    )
+    uds: str = option(
+        "",
+        "listen on this unix socket instead of a port",
+        metavar="PATH",
+        default_note="none",
+    )
+    url_prefix: str = option(
+        "",
+        "put this path before every route but /health, /metrics and the probes",
+        metavar="PATH",
+        check=_url_prefix,
+        default_note="none",
+        infinity="URL_PREFIX",
+    )
+    redirect_slash: str = option(
+        "/docs",
+        "where a visitor of / is sent; empty for nowhere",
+        metavar="PATH",
+        check=_path,
+        infinity="REDIRECT_SLASH",
+    )
+    proxy_root_path: str = option(
+        "",
+        "the path under which a proxy in front publishes this server",
+        metavar="PATH",
+        check=_path,
+        default_note="none",
+        infinity="PROXY_ROOT_PATH",
+    )
+    permissive_cors: bool = option(
+        False, "let web pages of any origin call this server", infinity="PERMISSIVE_CORS"
+    )
+    api_key: str = option(
+        "",
+        "the key that clients must send as a bearer token; better set in the environment",
+        metavar="KEY",
+        default_note="none, everyone may call",
+        infinity="API_KEY",
+        secret=True,
+    )
+    token: str = option(
+        "",
+        "hub token for private models",
+        metavar="TOKEN",
+        default_note="what `HF_TOKEN` or the hub's own login says",
+        secret=True,
+    )
+    cache_dir: str = option(
+        "",
+        "folder for traced graphs",
+        metavar="FOLDER",
+        default_note="`~/.cache/hilbert`",
+    )
+    threads: int | None = option(
+        None,
+        "compute threads",
+        default_note="the CPUs this process may use, by affinity and cgroup quota",
+        minimum=1,
+        maximum=4096,
+    )
+    max_queued_tokens: int = option(
+        1_000_000,
+        "tokens that may wait for a model; a request beyond that is answered 429",
+        minimum=1,
+    )
+    max_concurrent_requests: int = option(
+        1024, "requests that may be in work at once; one more is answered 429", minimum=1
+    )
+    max_client_batch_size: int = option(
+        2048, "texts that one request may carry", minimum=1, infinity="MAX_CLIENT_BATCH_SIZE"
+    )
+    max_body_bytes: int = option(
+        64 * 1024 * 1024, "bytes that a request's body may have; a larger one is answered 413", minimum=1
+    )
+    request_timeout: float = option(
+        60.0, "seconds after which a waiting request is dropped and answered 503", minimum=0.001
+    )
+    worker_timeout: float = option(
+        30.0, "seconds without a sign of life after which the worker is replaced", minimum=0.1
+    )
+    in_process: bool = option(False, "compute in the HTTP process, without a worker process")
+    preload_only: bool = option(
+        False,
+        "fetch, trace and cache the models, then exit",
+        infinity="PRELOAD_ONLY",
+    )
+    log_level: LogLevel = option("info", "how much is logged", infinity="LOG_LEVEL")
