@@ -1,4 +1,5 @@
 import dataclasses
+import shlex
 
 import pytest
 
@@ -194,14 +195,14 @@ def test_v2_listens_everywhere_as_infinity_does() -> None:
 
 
 def test_v2_accepts_all_flags_of_infinity_and_says_which_mean_nothing() -> None:
-    argv = (
+    argv = shlex.split(
         "--model-id m --served-model-name n --batch-size 8 --revision r --no-trust-remote-code "
         "--engine torch --no-model-warmup --vector-disk-cache --device cpu --device-id 0 "
         "--lengths-via-tokenize --dtype float16 --embedding-dtype float32 --pooling-method mean "
         "--compile --no-bettertransformer --onnx-disable-optimize --onnx-do-not-prefer-quantized "
         "--no-preload-only --host h --port 1 --url-prefix /p --redirect-slash /d --log-level trace "
         "--permissive-cors --api-key k --proxy-root-path /r"
-    ).split()
+    )
     found, notes = load(argv, {}, infinity=True)
     assert found.models[0].max_batch_requests == 8
     for flag in (
