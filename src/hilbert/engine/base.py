@@ -47,3 +47,18 @@ class EngineHandle(Protocol):
             EngineError: the device or the worker is lost for good.
         """
         ...
+
+
+def raise_if_failed(output: Output) -> Output:
+    """Tell a request that failed as a whole from one with bad inputs.
+
+    Returns:
+        The output, unless it has no rows: then the request failed as a whole (deadline, shutdown, lost
+        device) and carries the same error at every index.
+
+    Raises:
+        ServingError: that error.
+    """
+    if output.dense is None and output.errors:
+        raise next(iter(output.errors.values()))
+    return output

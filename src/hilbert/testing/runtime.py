@@ -1,0 +1,199 @@
+"""A runtime without a model: exact, predictable vectors, and every kind of failure on demand.
+
+The vector of a sequence depends on its token ids and their order and on nothing else, so a test can
+tell whether the right row reached the right place, whatever the batches were.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from hilbert.core import Batch, BatchOutput, OutputType
+from hilbert.core.request import FloatArray, IntArray
+from hilbert.errors import OutOfMemory, WorkerLost
+from hilbert.runtimes.base import RuntimeInfo
+
+_MODULUS = 65_521  # the largest prime below 2**16: sums and products stay exact in int64
+
+
+def fake_vectors(input_ids: list[IntArray], dimensions: int) -> FloatArray:
+    """What `FakeRuntime` returns for these sequences: ``[B, dimensions]`` float32 in [-0.5, 0.5)."""
+    lengths = np.fromiter(map(len, input_ids), np.int64, len(input_ids))
+    starts = np.cumsum(lengths) - lengths
+    ids = np.concatenate(input_ids).astype(np.int64)
+    positions = np.arange(1, len(ids) + 1) - np.repeat(starts, lengths)
+    sums = np.add.reduceat((ids + 1) * positions % _MODULUS, starts) % _MODULUS
+    factors = np.arange(1, dimensions + 1, dtype=np.int64) ** 2
+    rows: FloatArray = (sums[:, None] * factors % _MODULUS / _MODULUS - 0.5).astype(np.float32)
+    return rows
+
+
+def fake_vector(input_ids: IntArray, dimensions: int = 8) -> FloatArray:
+    """The vector of one sequence, ``[dimensions]`` float32."""
+    row: FloatArray = fake_vectors([input_ids], dimensions)[0]
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    batch: Batch
+    input_ids: IntArray
+
+
+class FakeRuntime:
+    """Implements `runtimes.base.Runtime`.
+
+    A marker is a token id; the runtime looks for it anywhere in a batch.
+
+    Args:
+        dimensions: ``E``.
+        num_slots: batches in flight.
+        max_batch_tokens: what `info` reports.
+        seconds_per_batch: how long a run keeps the device, beside
+        seconds_per_token: the same per token.
+        raise_on_token: a batch with this marker raises ValueError.
+        nan_on_token: the rows of sequences with this marker are NaN.
+        nan_once_on_token: likewise, but only in company of other sequences.
+        oom_above_tokens: larger batches raise OutOfMemory.
+        oom_on_token: a batch with this marker raises OutOfMemory.
+        lose_device_on_token: a batch with this marker raises WorkerLost.
+        hang_on_token: a batch with this marker waits for `let_go`.
+        wrong_shape_on_token: a batch with this marker returns one row too few.
+
+    Attributes:
+        batches: all batches that were run, in order, when `record` is true.
+        num_runs: how many there were.
+    """
+
+    def __init__(
+        self,
+        dimensions: int = 8,
+        *,
+        num_slots: int = 2,
+        max_batch_tokens: int = 2048,
+        seconds_per_batch: float = 0.0,
+        seconds_per_token: float = 0.0,
+        raise_on_token: int | None = None,
+        nan_on_token: int | None = None,
+        nan_once_on_token: int | None = None,
+        oom_above_tokens: int | None = None,
+        oom_on_token: int | None = None,
+        lose_device_on_token: int | None = None,
+        hang_on_token: int | None = None,
+        wrong_shape_on_token: int | None = None,
+        record: bool = False,
+    ) -> None:
+        self.seconds_per_batch = seconds_per_batch
+        self.seconds_per_token = seconds_per_token
+        self.raise_on_token = raise_on_token
+        self.nan_on_token = nan_on_token
+        self.nan_once_on_token = nan_once_on_token
+        self.oom_above_tokens = oom_above_tokens
+        self.oom_on_token = oom_on_token
+        self.lose_device_on_token = lose_device_on_token
+        self.hang_on_token = hang_on_token
+        self.wrong_shape_on_token = wrong_shape_on_token
+        self.record = record
+        self.batches: list[Batch] = []
+        self.num_runs = 0
+        self.is_closed = False
+        self._num_slots = num_slots
+        self._is_free = threading.Event()
+        self._is_free.set()
+        self._has_let_go = threading.Event()
+        self._entered = threading.Semaphore(0)
+        self._one_at_a_time = threading.Lock()
+        self._info = RuntimeInfo(
+            engine="fake",
+            device="none",
+            dtype="float32",
+            program="fake",
+            reason="a test asked for it",
+            dimensions=dimensions,
+            outputs=frozenset({OutputType.DENSE}),
+            max_batch_tokens=max_batch_tokens,
+        )
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What a real runtime would say of itself."""
+        return self._info
+
+    @property
+    def num_slots(self) -> int:
+        """Batches that may be in flight."""
+        return self._num_slots
+
+    def hold(self) -> None:
+        """Make every run from now on wait at its start until `release`."""
+        self._is_free.clear()
+
+    def release(self) -> None:
+        """End `hold`."""
+        self._is_free.set()
+
+    def let_go(self) -> None:
+        """Wake the batches that `hang_on_token` stopped, now and later."""
+        self._has_let_go.set()
+
+    def wait_for_run(self, timeout: float = 10.0) -> None:
+        """Block until one more run has begun than calls of this method have returned."""
+        if not self._entered.acquire(timeout=timeout):
+            raise TimeoutError(f"no batch was run within {timeout} s")
+
+    def prepare(self, batch: Batch) -> _Prepared:
+        """Put the tokens side by side."""
+        return _Prepared(batch, np.concatenate([s.input_ids for s in batch.sequences]))
+
+    def run(self, prepared: _Prepared) -> BatchOutput:
+        """Compute the vectors, or fail as told."""
+        assert self._one_at_a_time.acquire(blocking=False), "two runs at once: nobody asked for the turn"
+        try:
+            return self._run(prepared)
+        finally:
+            self._one_at_a_time.release()
+
+    def close(self) -> None:
+        """Remember that it was called."""
+        self.is_closed = True
+
+    def _run(self, prepared: _Prepared) -> BatchOutput:
+        batch, ids = prepared.batch, prepared.input_ids
+        self.num_runs += 1
+        if self.record:
+            self.batches.append(batch)
+        self._entered.release()
+        self._is_free.wait()
+        if self._contains(ids, self.hang_on_token):
+            self._has_let_go.wait()
+        if seconds := self.seconds_per_batch + self.seconds_per_token * len(ids):
+            time.sleep(seconds)
+        if self._contains(ids, self.lose_device_on_token):
+            raise WorkerLost("the fake device is gone")
+        if self._contains(ids, self.oom_on_token) or (
+            self.oom_above_tokens is not None and len(ids) > self.oom_above_tokens
+        ):
+            raise OutOfMemory(f"a batch of {len(ids)} tokens does not fit the fake device")
+        if self._contains(ids, self.raise_on_token):
+            raise ValueError(f"token {self.raise_on_token} in the batch")
+        rows = fake_vectors([s.input_ids for s in batch.sequences], self._info.dimensions)
+        if self.nan_on_token is not None:
+            rows[[self.nan_on_token in s.input_ids for s in batch.sequences]] = np.nan
+        if self.nan_once_on_token is not None and len(batch.sequences) > 1:
+            rows[[self.nan_once_on_token in s.input_ids for s in batch.sequences]] = np.inf
+        if self._contains(ids, self.wrong_shape_on_token):
+            rows = rows[:-1]
+        return BatchOutput(dense=rows)
+
+    @staticmethod
+    def _contains(ids: IntArray, marker: int | None) -> bool:
+        return marker is not None and bool((ids == marker).any())
+
+
+def tokens(*ids: int, repeat: int = 1) -> IntArray:
+    """Token ids as the core types want them: int32."""
+    return np.tile(np.array(ids, dtype=np.int32), repeat)
