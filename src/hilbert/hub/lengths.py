@@ -8,58 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# fmt: off
 # Learned absolute positions counted from 0: one token beyond the table is an index error.
-ABSOLUTE_POSITIONS = frozenset(
-    [
-        "albert",
-        "bert",
-        "big_bird",
-        "convbert",
-        "distilbert",
-        "electra",
-        "ernie",
-        "funnel",
-        "layoutlm",
-        "layoutlmv2",
-        "megatron-bert",
-        "mobilebert",
-        "nystromformer",
-        "squeezebert",
-        "yoso",
-        "bert-generation",
-        "rembert",
-        "tapas",
-        "roc_bert",
-        "gpt2",
-        "gpt_neo",
-        "openai-gpt",
-        "opt",
-        "mra",
-        "splinter",
-        "visual_bert",
-    ]
-)
+ABSOLUTE_POSITIONS = frozenset({
+    "albert", "bert", "big_bird", "convbert", "distilbert", "electra", "ernie", "funnel", "layoutlm",
+    "layoutlmv2", "megatron-bert", "mobilebert", "nystromformer", "squeezebert", "yoso", "bert-generation",
+    "rembert", "tapas", "roc_bert", "gpt2", "gpt_neo", "openai-gpt", "opt", "mra", "splinter",
+    "visual_bert",
+})
 # Learned absolute positions counted from padding_idx + 1.
-OFFSET_POSITIONS = frozenset(
-    [
-        "roberta",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "camembert",
-        "mpnet",
-        "roberta-prelayernorm",
-        "longformer",
-        "data2vec-text",
-        "ibert",
-        "xmod",
-        "luke",
-        "mluke",
-        "lilt",
-        "layoutlmv3",
-        "esm",
-        "markuplm",
-    ]
-)
+OFFSET_POSITIONS = frozenset({
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "longformer",
+    "data2vec-text", "ibert", "xmod", "luke", "mluke", "lilt", "layoutlmv3", "esm", "markuplm",
+})
+# fmt: on
 # Padding ids of configurations that leave pad_token_id out: the defaults of transformers.
 DEFAULT_PADDING_ID = 1
 # Tokenizers without a limit say 1e30; no context is longer than this.
