@@ -1,0 +1,148 @@
+"""What goes over the wire: one request's body, one answer's vectors, one error. No I/O.
+
+Vectors travel as base64 of little-endian float32: a fifth of the time and less than half of the bytes
+of JSON numbers.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from hilbert import errors
+from hilbert.errors import ServingError
+
+FloatArray = npt.NDArray[np.float32]
+DEFAULT_URL = "http://127.0.0.1:7997"
+
+
+class _Row(msgspec.Struct):
+    index: int
+    embedding: str
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Row]
+
+
+class _Problem(msgspec.Struct):
+    message: str | None = None
+    code: str | int | None = None
+    param: str | None = None
+
+
+class _Refusal(msgspec.Struct):
+    error: _Problem | str | None = None
+    detail: msgspec.Raw = msgspec.Raw()
+
+
+def embeddings_url(base_url: str) -> str:
+    """The route; `base_url` may end in ``/v1``, as OpenAI's clients want it, or not."""
+    base = base_url.rstrip("/")
+    return f"{base}/embeddings" if base.endswith("/v1") else f"{base}/v1/embeddings"
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """What every request carries."""
+    fixed = {"content-type": "application/json", "accept": "application/json"}
+    return {**fixed, "authorization": f"Bearer {api_key}"} if api_key else fixed
+
+
+def embed_body(
+    texts: str | Sequence[str],
+    *,
+    model: str | None,
+    dimensions: int | None,
+    prompt_name: str | None,
+    prompt: str | None,
+    input_type: str | None,
+    truncate: bool,
+) -> bytes:
+    """The JSON of one request; what is not asked for is not sent."""
+    fields = {
+        "input": [texts] if isinstance(texts, str) else list(texts),
+        "encoding_format": "base64",
+        "model": model,
+        "dimensions": dimensions,
+        "prompt_name": prompt_name,
+        "prompt": prompt,
+        "input_type": input_type,
+        "truncate": None if truncate else False,
+    }
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+
+
+def read_vectors(content: bytes) -> FloatArray:
+    """``[N, E]`` float32 in the order of the inputs.
+
+    Raises:
+        ServingError: this is not the answer of an embedding server.
+    """
+    try:
+        rows = msgspec.json.decode(content, type=_Answer).data
+        vectors = [np.frombuffer(binascii.a2b_base64(row.embedding), "<f4") for row in rows]
+        if sorted(row.index for row in rows) != list(range(len(rows))):
+            raise ValueError("the indexes are not 0 to N - 1")
+        table = np.empty((len(rows), len(vectors[0]) if vectors else 0), np.float32)
+        for row, vector in zip(rows, vectors, strict=True):
+            table[row.index] = vector
+    except (msgspec.DecodeError, binascii.Error, ValueError) as error:
+        raise ServingError(f"The server's answer is not a list of vectors: {error}") from None
+    return table
+
+
+def read_error(status: int, reason: str, content: bytes, retry_after: str | None) -> ServingError:
+    """The exception that an answer with this status stands for.
+
+    The class is the one that the server raised where it says so (`hilbert.errors`), else one that fits
+    the status. `status` and `message` are the server's.
+    """
+    message, code, param = reason or f"status {status}", None, None
+    try:
+        refusal = msgspec.json.decode(content, type=_Refusal)
+    except msgspec.DecodeError:
+        refusal = _Refusal()
+    if isinstance(refusal.error, _Problem):
+        message = refusal.error.message or message
+        code, param = refusal.error.code, refusal.error.param
+    elif refusal.error:
+        message = refusal.error
+    elif bytes(refusal.detail):
+        message = bytes(refusal.detail).decode().strip('"')
+    kind = _class_for(status, code)
+    error = kind(message, param=param, retry_after_seconds=_seconds(retry_after))
+    error.status = status
+    return error
+
+
+def _class_for(status: int, code: str | int | None) -> type[ServingError]:
+    kinds = _all_kinds(ServingError)
+    named = [kind for kind in kinds if kind.code == code]
+    if named:
+        return named[0]
+    by_status = {
+        401: errors.Unauthorized,
+        403: errors.Forbidden,
+        404: errors.ModelNotFound,
+        413: errors.PayloadTooLarge,
+        429: errors.Overloaded,
+        503: errors.CapacityError,
+    }
+    if status in by_status:
+        return by_status[status]
+    return errors.ClientError if 400 <= status < 500 else ServingError
+
+
+def _all_kinds(kind: type[ServingError]) -> list[type[ServingError]]:
+    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _all_kinds(child))]
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:  # an HTTP date, as a proxy may send
+        return None
