@@ -107,7 +107,9 @@ class MemorySampler:
             )
             for kind in ("rss", "pss")
         }
-        return line | {f"{kind}_peak_mb": max(s[f"{kind}_mb"] for s in self.samples) for kind in ("rss", "pss")}
+        return line | {
+            f"{kind}_peak_mb": max(s[f"{kind}_mb"] for s in self.samples) for kind in ("rss", "pss")
+        }
 
 
 def post(port: int, path: str, body: bytes, timeout: float = 120.0) -> tuple[int, bytes]:

@@ -51,12 +51,12 @@ class Server:
 
 
 def hilbert_server(*extra: str) -> Server:
-    """Hilbert with its defaults, from the environment that runs this script."""
+    """Hilbert with its defaults (the bundled model: the same weights), from this script's environment."""
     return Server(
         "hilbert",
         "Hilbert",
         (str(Path(sys.executable).with_name("hilbert")),),
-        ("serve", "--model-id", "{model}", "--host", "127.0.0.1", "--port", "{port}", *extra),
+        ("serve", "--host", "127.0.0.1", "--port", "{port}", *extra),
     )
 
 
@@ -120,7 +120,9 @@ def running(server: Server, limit_seconds: float = 180.0) -> Iterator[Live]:
             try:
                 first_vector(port, server.path, PROBE, lambda: process.poll() is None, limit_seconds)
             except RuntimeError as error:
-                raise RuntimeError(f"{server.name}: {error}; see {log_file.relative_to(TMP.parent)}") from error
+                raise RuntimeError(
+                    f"{server.name}: {error}; see {log_file.relative_to(TMP.parent)}"
+                ) from error
             yield Live(server, process.pid, port, time.perf_counter() - start)
         finally:
             stop(process, server.grace_seconds)
