@@ -1,1 +1,72 @@
-"""TODO room."""
+"""Whatever computes: `Batch` in, rows out. One protocol in `base`; each runtime is imported when it is chosen.
+
+Decides which runtime a model gets. Knows no queue, no request, no HTTP.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hilbert.core import ModelSpec
+from hilbert.errors import InvalidInput, MissingDependency, UnsupportedArchitecture
+from hilbert.programs.choose import plan
+from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
+
+__all__ = ["Runtime", "RuntimeInfo", "RuntimeSettings", "has_cuda", "load_runtime"]
+
+
+def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime:
+    """Load a model on the device that the settings name.
+
+    Raises:
+        ModelError: the model cannot be run here; the message says what to install or change.
+        InvalidInput: the settings contradict each other.
+    """
+    if spec.kind == "static":
+        from hilbert.runtimes.static import StaticRuntime
+
+        return StaticRuntime(spec)
+    if _engine(settings) == "torch":
+        from hilbert.runtimes.torch_runtime import load_torch
+
+        return load_torch(spec, settings)
+    if plan(spec)[0] == "sentence-transformers":
+        return _last_resort(spec, settings, spec.reason)
+    from hilbert.runtimes.openvino_runtime import load_openvino
+
+    try:
+        return load_openvino(spec, settings)
+    except UnsupportedArchitecture as error:
+        return _last_resort(spec, settings, error.message)
+
+
+def _last_resort(spec: ModelSpec, settings: RuntimeSettings, reason: str) -> Runtime:
+    """What can be neither packed nor traced runs through sentence-transformers, so nobody is turned away."""
+    try:
+        from hilbert.runtimes.sentence_transformers_runtime import SentenceTransformersRuntime
+    except ImportError as error:
+        raise MissingDependency(
+            f"{spec.model_id} can only be run by sentence-transformers ({reason}): pip install 'hilbert[torch]'"
+        ) from error
+    return SentenceTransformersRuntime(spec, settings, reason)
+
+
+def _engine(settings: RuntimeSettings) -> str:
+    """``"openvino"`` or ``"torch"``."""
+    if settings.engine not in ("auto", "openvino", "torch"):
+        raise InvalidInput(f"engine {settings.engine!r} is unknown; take auto, openvino or torch")
+    wants_gpu = settings.device.startswith(("cuda", "mps"))
+    if settings.engine == "openvino" and wants_gpu:
+        raise InvalidInput(f"engine openvino runs on the CPU, not on {settings.device!r}; take engine torch")
+    if settings.engine != "auto":
+        return settings.engine
+    return "torch" if wants_gpu or (settings.device == "auto" and has_cuda()) else "openvino"
+
+
+def has_cuda() -> bool:
+    """Whether an NVIDIA device is visible, asked without importing torch."""
+    import os
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()

@@ -1,0 +1,68 @@
+"""Which program a model gets, told from its `ModelSpec` alone: no weights, no torch.
+
+This is the plan. The truth is decided when the model is loaded: a packed program that does not agree
+with the model's own attention falls back to the padded one, that one to sentence-transformers, and
+the artifact records what was taken and why.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hilbert.core import ModelSpec
+
+Program = Literal["packed", "padded", "static", "sentence-transformers"]
+
+# Bump when the meaning of an artifact's inputs or outputs changes: older entries are then rebuilt.
+PROGRAM_VERSION = 1
+
+# Attention through transformers' AttentionInterface, checked by tests/parity/test_families.py.
+PACKED_FAMILIES = frozenset(
+    {
+        "bert",
+        "camembert",
+        "distilbert",
+        "electra",
+        "gemma3_text",
+        "mistral",
+        "modernbert",
+        "nomic_bert",
+        "qwen2",
+        "qwen3",
+        "roberta",
+        "xlm-roberta",
+    }
+)
+
+# Relative position bias inside attention: each needs its own attention code, so its own padding.
+PADDED_FAMILIES = {
+    "mpnet": "its relative position bias is added inside its own attention",
+    "deberta": "its disentangled attention computes scores from positions itself",
+    "deberta-v2": "its disentangled attention computes scores from positions itself",
+    "t5": "its relative position bias is added inside its own attention",
+    "mt5": "its relative position bias is added inside its own attention",
+    "umt5": "its relative position bias is added inside its own attention",
+}
+
+# Families whose learned positions start behind the padding id.
+OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
+
+
+def plan(spec: ModelSpec) -> tuple[Program, str]:
+    """The program to try first, and the reason in one sentence."""
+    if spec.kind == "static":
+        return "static", "a table of token vectors is averaged; there is no transformer to run"
+    if spec.kind == "other":
+        return "sentence-transformers", spec.reason
+    if spec.family in PADDED_FAMILIES:
+        return "padded", f"{spec.family} cannot be packed: {PADDED_FAMILIES[spec.family]}"
+    if spec.family in PACKED_FAMILIES:
+        return "packed", f"{spec.family} attends through an interface that takes packed sequences"
+    return "packed", f"{spec.family} is not in the list of checked families; it is checked when it is loaded"
+
+
+def position_offset(spec: ModelSpec) -> int:
+    """What is added to positions counted from 0 before the model sees them."""
+    if spec.family not in OFFSET_POSITIONS:
+        return 0
+    return int(spec.config.get("pad_token_id", 1)) + 1

@@ -1,0 +1,243 @@
+"""The default CPU runtime: a graph traced once, cached on disk, run without torch.
+
+Decides where an artifact comes from (an exported folder, the cache, a fresh trace in a child process,
+a graph that the repository ships) and how a batch is fed to it. Two kinds of graph: a packed one takes
+the whole batch, a padded one is run once per length group.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from hilbert.config.machine import available_threads
+from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
+from hilbert.core.request import FloatArray, IntArray
+from hilbert.errors import (
+    EngineError,
+    InvalidInput,
+    MissingDependency,
+    ModelError,
+    OutOfMemory,
+    UnsafeWeights,
+    UnsupportedArchitecture,
+    WeightMismatch,
+)
+from hilbert.hub.artifacts import ArtifactStore, cpu_isa, fingerprint, read_manifest
+from hilbert.programs.choose import PROGRAM_VERSION
+from hilbert.runtimes import ov
+from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups
+
+# Tokens per batch: the knee of the sweep on two Zen cores (bench/budget.py).
+MAX_BATCH_TOKENS = 2048
+
+# Compiled shapes that OpenVINO keeps; beyond it a shape costs 1.7 ms again, and memory stays flat.
+SHAPES_KEPT = 250
+
+_EXPORT_ERRORS: dict[str, type[ModelError]] = {
+    e.__name__: e
+    for e in (UnsupportedArchitecture, WeightMismatch, UnsafeWeights, MissingDependency, OutOfMemory)
+}
+
+
+class Program(msgspec.Struct, frozen=True):
+    """What an artifact's manifest says of its graph."""
+
+    program: str
+    reason: str
+    inputs: tuple[str, ...]
+    num_groups: int
+    dtype: str
+    dimensions: int
+
+
+def load_openvino(spec: ModelSpec, settings: RuntimeSettings) -> OpenVinoRuntime:
+    """Find or make the artifact of a model and compile it.
+
+    Raises:
+        UnsupportedArchitecture: neither program computes what the model computes.
+        MissingDependency: there is no artifact, and torch to make one is not installed.
+        ModelError: the weights are missing, wrong or unsafe.
+    """
+    dtype = cpu_dtype(settings.dtype)
+    exported = _exported_folder(spec, dtype)
+    if exported is not None:
+        return OpenVinoRuntime(spec, exported, settings, dtype)
+    store = ArtifactStore(settings.cache_dir)
+    key = artifact_fingerprint(spec, dtype)
+    folder = store.open(key)
+    if folder is None:
+        with store.building(key) as work:
+            program = trace(spec, dtype, work, settings.trust_remote_code)
+            folder = store.commit(key, work, spec, program)
+    return OpenVinoRuntime(spec, folder, settings, dtype)
+
+
+def artifact_fingerprint(spec: ModelSpec, dtype: str) -> str:
+    """The name of an artifact: whatever changes the vectors or the file's meaning changes it."""
+    return fingerprint(
+        spec,
+        program_version=PROGRAM_VERSION,
+        dtype=dtype,
+        runtime_version=f"openvino-{ov.VERSION}",
+        cpu_isa=cpu_isa(),
+        extra=f"groups={NUM_GROUPS}",
+    )
+
+
+def cpu_dtype(dtype: str) -> str:
+    """The dtype that the CPU will really compute in.
+
+    Raises:
+        InvalidInput: float16, which OpenVINO silently runs as something else on a CPU.
+    """
+    if dtype == "auto":
+        return "bfloat16" if ov.is_native_bf16() else "float32"
+    if dtype == "float16":
+        raise InvalidInput("dtype float16 is not computed by any CPU here; take bfloat16 or float32")
+    if dtype not in ("float32", "bfloat16"):
+        raise InvalidInput(f"dtype {dtype!r} is unknown; take auto, float32 or bfloat16")
+    return dtype
+
+
+def trace(spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    """Trace a model in a child process, so that torch never enters this one.
+
+    Returns:
+        The program's description for the manifest.
+    """
+    from hilbert.programs.export import ExportOrder
+
+    order = ExportOrder(spec, str(folder), dtype, NUM_GROUPS, trust_remote_code)
+    child = subprocess.run(
+        [sys.executable, "-m", "hilbert.programs.export"],
+        input=msgspec.json.encode(order),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    lines = child.stdout.decode(errors="replace").strip().splitlines()
+    try:
+        answer = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        tail = child.stderr.decode(errors="replace").strip().splitlines()[-3:]
+        raise ModelError(
+            f"{spec.model_id}: tracing ended with status {child.returncode}: {' | '.join(tail) or 'no output'}"
+        ) from None
+    if "error" in answer:
+        raise _EXPORT_ERRORS.get(answer["error"], ModelError)(answer["message"])
+    program: dict[str, Any] = answer["program"]
+    return program
+
+
+def _exported_folder(spec: ModelSpec, dtype: str) -> Path | None:
+    """The model's own folder when it is one made by `hilbert export` in a dtype that serves here."""
+    manifest = read_manifest(Path(spec.path))
+    if manifest is None:
+        return None
+    made_in = manifest["program"]["dtype"]
+    if made_in == "float32" and dtype == "bfloat16":
+        return Path(spec.path)
+    if made_in != dtype:
+        raise InvalidInput(
+            f"{spec.path} was exported in {made_in} and cannot be served in {dtype}; "
+            f"export it again with --dtype {dtype}"
+        )
+    return Path(spec.path)
+
+
+class OpenVinoRuntime:
+    """A compiled graph on the CPU."""
+
+    num_slots = 2
+
+    def __init__(self, spec: ModelSpec, folder: Path, settings: RuntimeSettings, dtype: str) -> None:
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise WeightMismatch(f"{folder} holds no readable hilbert.json")
+        self._program = msgspec.convert(manifest["program"], Program, strict=False)
+        self._padded = self._program.program == "padded"
+        self._compiled = ov.compile_graph(folder / "model.xml", _config(folder, settings, dtype))
+        self._request = self._compiled.create_infer_request()
+        self._takes_skips = any(name.startswith("skips") for name in self._program.inputs)
+        self.info = RuntimeInfo(
+            engine="openvino",
+            device="cpu",
+            dtype=dtype,
+            program=self._program.program,
+            reason=self._program.reason,
+            dimensions=self._program.dimensions,
+            outputs=frozenset({OutputType.DENSE}),
+            max_batch_tokens=MAX_BATCH_TOKENS,
+        )
+        probe = Batch((Sequence(0, 0, np.zeros(1, np.int32)),))
+        ov.first_inference(self._request, self._feed(self.prepare(probe)[0]))
+
+    def prepare(self, batch: Batch) -> list[PackedBatch]:
+        """One packed batch, or one per length group for a padded graph."""
+        if not self._padded:
+            return [pack(batch.sequences, self._program.num_groups)]
+        return pack_groups(batch.sequences)
+
+    def run(self, prepared: list[PackedBatch]) -> BatchOutput:
+        """See `Runtime.run`."""
+        num_rows = sum(len(part.order) for part in prepared)
+        dense: FloatArray = np.empty((num_rows, self._program.dimensions), np.float32)
+        for part in prepared:
+            try:
+                self._request.infer(self._feed(part), share_inputs=True)
+            except MemoryError as error:
+                raise OutOfMemory(_no_memory(part)) from error
+            except RuntimeError as error:
+                if "alloc" in str(error).lower():
+                    raise OutOfMemory(_no_memory(part)) from error
+                raise EngineError(f"openvino: {str(error).strip().splitlines()[-1]}") from error
+            dense[part.order] = self._request.get_output_tensor(0).data[: len(part.order)]
+        return BatchOutput(dense=dense)
+
+    def close(self) -> None:
+        """Release the graph and its memory."""
+        del self._request
+        del self._compiled
+
+    def _feed(self, part: PackedBatch) -> list[IntArray]:
+        return [
+            part.input_ids,
+            part.position_ids,
+            part.token_type_ids,
+            part.unpad,
+            *part.slots,
+            *part.group_lengths,
+            *(part.group_skips if self._takes_skips else ()),
+        ]
+
+
+def _config(folder: Path, settings: RuntimeSettings, dtype: str) -> dict[str, Any]:
+    """How the CPU plugin compiles and runs the graph."""
+    return {
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": settings.threads or available_threads(),
+        "CPU_RUNTIME_CACHE_CAPACITY": SHAPES_KEPT,
+        "CACHE_DIR": str(folder / "compiled"),
+        "CACHE_MODE": "OPTIMIZE_SIZE",
+    }
+
+
+def _no_memory(part: PackedBatch) -> str:
+    return (
+        f"a batch of {len(part.order)} sequences, {int(part.lengths.sum())} tokens, does not fit into memory"
+    )
+
+
+def forget_compiled(folder: Path) -> None:
+    """Drop the compiled form of an artifact; the next start compiles it again."""
+    shutil.rmtree(folder / "compiled", ignore_errors=True)

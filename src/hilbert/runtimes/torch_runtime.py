@@ -1,0 +1,200 @@
+"""The same programs run eagerly by torch: CUDA, Apple's MPS, or the CPU.
+
+On CUDA in half precision attention runs in torch's variable-length kernel, whose result for a sequence
+does not depend on its neighbours; elsewhere in length groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hilbert.config.machine import available_threads
+from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType
+from hilbert.core.request import FloatArray
+from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture, WorkerLost
+from hilbert.programs.build import Built, build
+from hilbert.programs.layout import VarlenLayout
+from hilbert.programs.program import PackedProgram
+from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Tokens per batch: on a GPU the knee of the sweep in bench/gpu.py, on a CPU that of bench/budget.py.
+MAX_BATCH_TOKENS_GPU = 16_384
+MAX_BATCH_TOKENS_CPU = 2048
+
+
+def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[list[_Feed]]:
+    """Load a model for eager execution; through sentence-transformers where no program fits it.
+
+    Raises:
+        ModelError: the weights are missing, wrong or unsafe.
+        InvalidInput: the device does not exist, or cannot compute in the dtype.
+    """
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    if device == "cpu":
+        torch.set_num_threads(settings.threads or available_threads())
+    try:
+        built = build(spec, dtype, NUM_GROUPS, settings.trust_remote_code, device)
+    except UnsupportedArchitecture as error:
+        from hilbert.runtimes.sentence_transformers_runtime import SentenceTransformersRuntime
+
+        return SentenceTransformersRuntime(spec, settings, error.message)  # type: ignore[return-value]  # another Prepared
+    return TorchRuntime(spec, built, device, dtype)
+
+
+def pick_device(device: str) -> str:
+    """A device that exists.
+
+    Raises:
+        InvalidInput: the named one does not.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda:0"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device.startswith("cuda"):
+        number = int(device.partition(":")[2] or 0)
+        if number >= torch.cuda.device_count():
+            raise InvalidInput(
+                f"device {device!r} does not exist: torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} CUDA devices; take --device cpu or install a CUDA build of torch"
+            )
+        return f"cuda:{number}"
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InvalidInput("device 'mps' does not exist on this machine; take --device cpu")
+    if device not in ("cpu", "mps"):
+        raise InvalidInput(f"device {device!r} is unknown; take auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def pick_dtype(dtype: str, device: str) -> torch.dtype:
+    """The dtype of the weights: 16 bits on CUDA where nothing was asked for, else float32.
+
+    Raises:
+        MissingDependency: fp8 and int8 come with another extra.
+        InvalidInput: unknown, or not computed by this device.
+    """
+    if dtype == "auto":
+        if not device.startswith("cuda"):
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if dtype not in _DTYPES:
+        raise InvalidInput(f"dtype {dtype!r} is unknown; take auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+@dataclass(slots=True)
+class _Feed:
+    """One run of the program: host tensors and where its rows go."""
+
+    part: PackedBatch
+    tensors: tuple[Tensor, ...]
+    cu_seqlens: Tensor | None
+    skips: Tensor | None
+
+
+class TorchRuntime:
+    """A program on one torch device."""
+
+    num_slots = 2
+
+    def __init__(self, spec: ModelSpec, built: Built, device: str, dtype: torch.dtype) -> None:
+        self._graph = built.graph.eval()
+        self._device = torch.device(device)
+        self._padded = built.program == "padded"
+        self._varlen = (
+            self._device.type == "cuda"
+            and dtype in (torch.bfloat16, torch.float16)
+            and isinstance(built.graph.program, PackedProgram)
+        )
+        self._pin = self._device.type == "cuda"
+        on_gpu = self._device.type != "cpu"
+        self.info = RuntimeInfo(
+            engine="torch",
+            device=device,
+            dtype=str(dtype).removeprefix("torch."),
+            program=built.program,
+            reason=built.reason,
+            dimensions=spec.dimensions,
+            outputs=frozenset({OutputType.DENSE}),
+            max_batch_tokens=MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS_CPU,
+        )
+
+    def prepare(self, batch: Batch) -> list[_Feed]:
+        """Host tensors, in page-locked memory for a GPU."""
+        groups = 1 if self._varlen else self._graph.num_groups
+        parts = pack_groups(batch.sequences) if self._padded else [pack(batch.sequences, groups)]
+        return [self._feed(part) for part in parts]
+
+    def run(self, prepared: list[_Feed]) -> BatchOutput:
+        """See `Runtime.run`."""
+        dense: FloatArray = np.empty(
+            (sum(len(feed.part.order) for feed in prepared), self.info.dimensions), np.float32
+        )
+        try:
+            with torch.inference_mode():
+                for feed in prepared:
+                    rows = self._rows(feed)[: len(feed.part.order)]
+                    dense[feed.part.order] = rows.float().cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemory(str(error).splitlines()[0]) from error
+        except torch.AcceleratorError as error:
+            raise WorkerLost(f"the device is lost: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):
+                raise OutOfMemory(str(error).splitlines()[0]) from error
+            raise
+        return BatchOutput(dense=dense)
+
+    def close(self) -> None:
+        """Release the weights and the device's cached memory."""
+        del self._graph
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _feed(self, part: PackedBatch) -> _Feed:
+        if self._varlen:
+            num_tokens = int(part.lengths.sum())  # the kernel takes any length: no rounding
+            arrays = [a[:num_tokens] for a in (part.input_ids, part.position_ids, part.token_type_ids)]
+            borders = np.zeros(len(part.lengths) + 1, np.int32)
+            np.cumsum(part.lengths, out=borders[1:])
+            skips = part.skips if self._graph.skips else None
+            return _Feed(
+                part,
+                tuple(self._host(a) for a in arrays),
+                self._host(borders),
+                None if skips is None else self._host(skips),
+            )
+        arrays = [
+            part.input_ids,
+            part.position_ids,
+            part.token_type_ids,
+            part.unpad,
+            *part.slots,
+            *part.group_lengths,
+            *(part.group_skips if self._graph.skips else ()),
+        ]
+        return _Feed(part, tuple(self._host(a) for a in arrays), None, None)
+
+    def _rows(self, feed: _Feed) -> Tensor:
+        tensors = [t.to(self._device, non_blocking=True) for t in feed.tensors]
+        if feed.cu_seqlens is None:
+            return self._graph(*tensors)  # type: ignore[no-any-return]
+        layout = VarlenLayout(
+            feed.cu_seqlens.to(self._device, non_blocking=True),
+            int(feed.part.lengths[-1]),
+            None if feed.skips is None else feed.skips.to(self._device, non_blocking=True),
+        )
+        return self._graph.program(*tensors, layout)  # type: ignore[no-any-return]
+
+    def _host(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory() if self._pin else tensor
