@@ -1,1 +1,6 @@
-"""TODO room."""
+"""The models that are served: names to engines, and one request's way through one of them."""
+
+from hilbert.models.registry import Readiness, Registry
+from hilbert.models.served import ServedModel
+
+__all__ = ["Readiness", "Registry", "ServedModel"]

@@ -1,0 +1,139 @@
+"""The ASGI application: finds the route, checks the key, and turns every failure into an answer.
+
+One function from request to reply, with no middleware in between (each `BaseHTTPMiddleware` costs
+230 µs a request). What a route does is its dialect's business, in the folders beside this file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from hilbert.api.call import Call, ClientGone, Receive, Reply, Scope, Send, send_reply
+from hilbert.api.infinity import infinity_routes
+from hilbert.api.infinity.errors import InfinityDialect
+from hilbert.api.keys import Keys
+from hilbert.api.openai import openai_routes
+from hilbert.api.openai.errors import OpenAIDialect
+from hilbert.api.routing import Dialect, Route, Router
+from hilbert.api.service import service_routes
+from hilbert.api.settings import ApiSettings
+from hilbert.errors import EngineError, ServingError
+from hilbert.models import Registry
+from hilbert.observability import Metrics
+
+logger = logging.getLogger(__name__)
+
+OPENAI_BASES = ("/v1", "/openai/v1")
+
+
+def create_app(models: Registry, settings: ApiSettings | None = None, metrics: Metrics | None = None) -> Any:
+    """The application that serves these models.
+
+    Args:
+        models: what is served.
+        settings: limits, key, prefixes.
+        metrics: what `/metrics` shows; without it, what the models have counted themselves.
+    Returns:
+        an ASGI 3 application (typed loosely, as servers type it each in their own way).
+    """
+    settings = settings or ApiSettings()
+    prefix = settings.url_prefix.rstrip("/")
+    bases = tuple(dict.fromkeys(("", prefix)))
+    openai_bases = tuple(dict.fromkeys(base + v1 for base in bases for v1 in OPENAI_BASES))
+    routes: list[Route] = []
+    # OpenAI's come first: with the prefix /v1 both dialects claim /v1/embeddings, and /v1 is OpenAI's.
+    for base in openai_bases:
+        routes += openai_routes(models, settings, base)
+    for base in bases:
+        routes += infinity_routes(models, settings, base)
+    routes += service_routes(
+        models, settings, metrics or Metrics.of(m.metrics for m in models.list()), routes
+    )
+    app = App(routes, settings, openai_bases)
+    if not settings.permissive_cors:
+        return app
+    from starlette.middleware.cors import CORSMiddleware
+
+    return CORSMiddleware(
+        app,
+        allow_origins=["*"],
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_credentials=True,
+        expose_headers=["x-request-id", "retry-after", "retry-after-ms", "metadata", "openai-processing-ms"],
+    )
+
+
+class App:
+    """An ASGI application over a table of routes."""
+
+    def __init__(self, routes: Iterable[Route], settings: ApiSettings, openai_bases: tuple[str, ...]) -> None:
+        self._router = Router.of(routes)
+        self._keys = Keys(settings.api_key)
+        self._root_path = settings.proxy_root_path.rstrip("/")
+        self._openai_bases = openai_bases
+        self._openai = OpenAIDialect()
+        self._infinity = InfinityDialect()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection event, as ASGI defines it."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:  # no websockets here
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if self._root_path and path.startswith(self._root_path + "/"):
+            path = path[len(self._root_path) :]
+        call = Call(scope["method"], path, dict(scope["headers"]), receive)
+        try:
+            reply = await self._answer(call)
+        except ClientGone:
+            return
+        await send_reply(send, call, reply)
+
+    async def _answer(self, call: Call) -> Reply:
+        found = self._router.find(call.path)
+        if found is None:
+            return self._dialect_of(call.path).no_route(call)
+        by_method, call.tail = found
+        route = by_method.get(call.method)
+        if route is None:
+            return self._dialect_of(call.path).wrong_method(call, ", ".join(sorted(by_method)))
+        try:
+            if not route.is_open:
+                self._keys.check(call.headers)
+            return await route.handler(call)
+        except ServingError as error:
+            if error.status >= 500:
+                logger.warning("request %s: %s: %s", call.request_id.decode(), error.code, error.message)
+            return route.dialect.error(error)
+        except ClientGone:
+            raise
+        except Exception:
+            request_id = call.request_id.decode()
+            logger.exception("request %s failed unexpectedly: %s %s", request_id, call.method, call.path)
+            return route.dialect.error(
+                EngineError(
+                    f"Internal error. The server's log has the details under request id {request_id}."
+                )
+            )
+
+    def _dialect_of(self, path: str) -> Dialect:
+        is_openai = any(path == base or path.startswith(base + "/") for base in self._openai_bases)
+        return self._openai if is_openai else self._infinity
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+            return

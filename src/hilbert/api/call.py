@@ -1,0 +1,211 @@
+"""One HTTP exchange: the request as a handler sees it, and the reply it returns.
+
+Thin over ASGI: no middleware, no request object that parses what nobody asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeVar
+
+from hilbert.errors import InvalidInput, PayloadTooLarge
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+T = TypeVar("T")
+
+JSON = b"application/json"
+
+# Ids that callers may bring: what is safe in a header and in a log line.
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_process = secrets.token_hex(6).encode()
+_numbers = count(1)
+
+# A client that sends a body beyond the limit reads no answer before it has sent all of it, so this much
+# is read and thrown away; a client that sends more is cut off.
+_MAX_DRAIN_BYTES = 512 * 1024 * 1024
+_MAX_DRAIN_SECONDS = 15.0
+
+# Most requests are over by then, so that most never pay for the task that listens for a disconnect.
+_WATCH_AFTER_SECONDS = 0.1
+
+
+class ClientGone(Exception):
+    """The client closed its connection; nobody is left to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back. Length, request id and timing headers are added on the way out."""
+
+    body: bytes
+    status: int = 200
+    media_type: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Call:
+    """One request on its way through a handler.
+
+    Attributes:
+        method, path: as received; the path without the proxy's own part.
+        headers: by lower-case name; the last one wins.
+        request_id: the caller's `x-request-id` if it is sound, else a new one.
+        tail: what a route that ends in ``*`` matched there.
+        started: `time.perf_counter()` at arrival.
+    """
+
+    __slots__ = ("headers", "method", "path", "receive", "request_id", "started", "tail")
+
+    def __init__(self, method: str, path: str, headers: Mapping[bytes, bytes], receive: Receive) -> None:
+        self.started = time.perf_counter()
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.receive = receive
+        self.tail = ""
+        given = headers.get(b"x-request-id")
+        self.request_id = (
+            given if given and _REQUEST_ID.fullmatch(given) else b"req_%s%08x" % (_process, next(_numbers))
+        )
+
+    async def body(self, max_bytes: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            PayloadTooLarge: it has more than `max_bytes`; what came is drained, so the client can read this.
+            InvalidInput: it is compressed.
+            ClientGone: the connection closed in the middle.
+        """
+        encoding = self.headers.get(b"content-encoding", b"identity")
+        if encoding not in (b"identity", b""):
+            raise InvalidInput(
+                f"Content-Encoding {encoding.decode('latin-1')!r} is not accepted; send the body as it is."
+            )
+        length = self.headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > max_bytes:
+            # With `Expect: 100-continue` the client waits for a word before it sends, and this is it.
+            if self.headers.get(b"expect", b"").lower() != b"100-continue":
+                await self._drain(0)
+            raise _too_large(int(length), max_bytes)
+        message = await self._next()
+        chunk: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(chunk) > max_bytes:
+                raise _too_large(len(chunk), max_bytes)
+            return chunk
+        chunks = [chunk]
+        size = len(chunk)
+        while message.get("more_body", False):
+            message = await self._next()
+            chunk = message.get("body", b"")
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > max_bytes:
+                chunks.clear()
+                if message.get("more_body", False):
+                    await self._drain(size)
+                raise _too_large(None, max_bytes)
+        return b"".join(chunks)
+
+    async def _next(self) -> Message:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return message
+
+    async def _drain(self, size: int) -> None:
+        try:
+            async with asyncio.timeout(_MAX_DRAIN_SECONDS):
+                while size < _MAX_DRAIN_BYTES:
+                    message = await self._next()
+                    size += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
+
+    async def unless_gone(self, work: Awaitable[T]) -> T:
+        """Await something, and cancel it when the client goes away.
+
+        Raises:
+            ClientGone: it did.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        watch = _Watch(self.receive, task)
+        timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, watch.arm)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if watch.has_fired:
+                task.uncancel()
+                raise ClientGone from None
+            raise
+        finally:
+            timer.cancel()
+            watch.stop()
+
+
+class _Watch:
+    """Listens for the end of a connection and cancels the task that works for it."""
+
+    __slots__ = ("_listener", "_receive", "_worker", "has_fired")
+
+    def __init__(self, receive: Receive, worker: asyncio.Task[Any]) -> None:
+        self._receive = receive
+        self._worker = worker
+        self._listener: asyncio.Task[None] | None = None
+        self.has_fired = False
+
+    def arm(self) -> None:
+        self._listener = asyncio.ensure_future(self._listen())
+
+    def stop(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.has_fired = True
+        self._worker.cancel()
+
+
+async def send_reply(send: Send, call: Call, reply: Reply) -> None:
+    """Write a reply with its length, the request id and how long it took."""
+    milliseconds = (time.perf_counter() - call.started) * 1000
+    await send(
+        {
+            "type": "http.response.start",
+            "status": reply.status,
+            "headers": [
+                (b"content-type", reply.media_type),
+                (b"content-length", b"%d" % len(reply.body)),
+                (b"x-request-id", call.request_id),
+                (
+                    b"openai-processing-ms",
+                    b"%.3g" % milliseconds if milliseconds < 100 else b"%d" % milliseconds,
+                ),
+                *reply.headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else reply.body})
+
+
+def _too_large(size: int | None, limit: int) -> PayloadTooLarge:
+    what = "more than that" if size is None else f"{size} bytes"
+    return PayloadTooLarge(
+        f"The request body may have {limit} bytes and has {what}; send fewer inputs per request, or raise "
+        "--max-body-bytes."
+    )

@@ -1,0 +1,107 @@
+"""The OpenAPI 3.1 document, from the route table and the msgspec types of the bodies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from hilbert import __version__
+from hilbert.api.infinity.errors import InfinityDialect
+from hilbert.api.infinity.protocol import FormError
+from hilbert.api.openai.protocol import ErrorBody
+from hilbert.api.routing import Route
+from hilbert.api.settings import ApiSettings
+
+_REF = "#/components/schemas/{name}"
+
+_FAILURES = {
+    "400": "A value is out of range, or the input is refused",
+    "401": "The API key is missing or wrong",
+    "404": "No served model has this name",
+    "413": "The body is too large",
+    "429": "The queue is full; see Retry-After",
+    "500": "The model failed on this input",
+    "503": "Loading, recovering, shutting down, or too late; see Retry-After",
+}
+_EXAMPLE = {"model": "default", "input": ["Hilbert's hotel always has room.", "One more guest."]}
+
+
+def document(routes: Iterable[Route], settings: ApiSettings) -> dict[str, Any]:
+    """Describe all routes that have a summary."""
+    documented = [route for route in routes if route.summary]
+    types = {t for route in documented for t in (route.request, route.response) if t is not None}
+    ordered = sorted(types | {ErrorBody, FormError}, key=lambda t: t.__name__)
+    _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in documented:
+        path = route.path.removesuffix("*") + ("{id}" if route.path.endswith("*") else "")
+        paths.setdefault(path, {}).setdefault(
+            route.method.lower(), _operation(route, path, bool(settings.api_key))
+        )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Hilbert",
+            "version": __version__,
+            "description": "Embeddings over HTTP. `/v1` speaks OpenAI's dialect, the bare routes Infinity's.",
+        },
+        "servers": [{"url": settings.proxy_root_path or "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(route: Route, path: str, has_key: bool) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": "_".join([route.method.lower(), *re.findall(r"\w+", path)]),
+        "responses": {"200": _success(route)},
+    }
+    if has_key and not route.is_open:
+        operation["security"] = [{"key": []}]
+    if path.endswith("{id}"):
+        schema = {"type": "string"}
+        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": schema}]
+    if route.request is not None:
+        content = _json(route.request) | {"example": _EXAMPLE}
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
+    if not route.is_open:
+        operation["responses"] |= _failures(route)
+    return operation
+
+
+def _success(route: Route) -> dict[str, Any]:
+    if route.response is None:
+        kind = "text/plain" if route.path == "/metrics" else "application/json"
+        return {"description": "Success", "content": {kind: {"schema": {}}}}
+    content: dict[str, Any] = {"application/json": _json(route.response)}
+    if route.request is not None:
+        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    return {"description": "Success", "content": content}
+
+
+def _failures(route: Route) -> dict[str, Any]:
+    error = {"application/json": _json(ErrorBody)}
+    failures: dict[str, Any] = {s: {"description": d, "content": error} for s, d in _FAILURES.items()}
+    if isinstance(route.dialect, InfinityDialect):
+        del failures["404"]
+        for status in ("401", "413"):
+            failures[status]["content"] = {"application/json": {"schema": {"type": "object"}}}
+        failures["422"] = {
+            "description": "The body has the wrong form",
+            "content": {"application/json": _json(FormError)},
+        }
+    if route.request is None:
+        for status in ("400", "413", "422", "429", "500", "503"):
+            failures.pop(status, None)
+    return failures
+
+
+def _json(type_: Any) -> dict[str, Any]:
+    return {"schema": {"$ref": _REF.format(name=type_.__name__)}}

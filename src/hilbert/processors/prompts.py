@@ -1,0 +1,57 @@
+"""Which prompt stands before an input.
+
+Decides between a request's `prompt`, `prompt_name`, `input_type` and the model's default, in this order.
+Knows no tokenizer.
+"""
+
+from __future__ import annotations
+
+from hilbert.core import EmbedRequest, ModelSpec
+from hilbert.errors import InvalidInput
+
+# The names that sentence-transformers' encode_query and encode_document look for, first match wins.
+_NAMES_BY_INPUT_TYPE: dict[str, tuple[str, ...]] = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+}
+
+
+def resolve_prompt(spec: ModelSpec, request: EmbedRequest) -> str:
+    """The text to put before every input of this request; ``""`` for none.
+
+    An `input_type` that the model has no prompt for means no prompt at all, never the default one,
+    as in sentence-transformers.
+
+    Raises:
+        InvalidInput: `prompt_name` or `input_type` is unknown; the message lists what is known.
+    """
+    if request.prompt is not None:
+        return request.prompt
+    if request.prompt_name is not None:
+        return _named(spec, request.prompt_name)
+    if request.input_type is not None:
+        return _by_input_type(spec, request.input_type)
+    if spec.default_prompt_name is not None:
+        return spec.prompts.get(spec.default_prompt_name) or ""
+    return ""
+
+
+def _named(spec: ModelSpec, name: str) -> str:
+    if name == "":
+        return ""
+    prompt = spec.prompts.get(name)
+    if prompt is not None:
+        return prompt
+    known = ", ".join(sorted(spec.prompts)) or "none"
+    raise InvalidInput(
+        f"prompt_name {name!r} is unknown; this model's prompts: {known}.", param="prompt_name"
+    )
+
+
+def _by_input_type(spec: ModelSpec, input_type: str) -> str:
+    names = _NAMES_BY_INPUT_TYPE.get(input_type)
+    if names is None:
+        raise InvalidInput(
+            f"input_type {input_type!r} is unknown; use 'query' or 'document'.", param="input_type"
+        )
+    return next((spec.prompts[name] or "" for name in names if name in spec.prompts), "")

@@ -1,0 +1,297 @@
+"""Text to `Sequence`: token ids exactly as sentence-transformers computes them, with `tokenizers` alone.
+
+Decides the prompt, the truncation and what is refused. Knows no device and no batching. A
+`TextProcessor` is immutable after its construction, so any number of threads may call it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence as AbstractSequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hilbert.core import EmbedRequest, ModelSpec, Sequence
+from hilbert.core.request import IntArray
+from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
+from hilbert.processors.cut import can_cut, cut
+from hilbert.processors.prompts import resolve_prompt
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+# About four characters a token in English prose; only admission uses it, before the true count is known.
+_CHARS_PER_TOKEN = 4
+_INT32_MAX = 2**31 - 1
+# How many offending ids an error message names.
+_NAMED_IDS = 5
+
+
+class TextProcessor:
+    """Turns texts and token ids into sequences for one model."""
+
+    def __init__(self, spec: ModelSpec, tokenizer_file: Path | None = None) -> None:
+        """Load the tokenizer.
+
+        Args:
+            spec: the model; its `path` holds ``tokenizer.json``.
+            tokenizer_file: a tokenizer from elsewhere, for repositories that ship none.
+
+        Raises:
+            ModelUnavailable: there is no ``tokenizer.json``, or it cannot be read.
+        """
+        from tokenizers import Tokenizer
+
+        file = tokenizer_file or find_tokenizer_file(spec)
+        if file is None:
+            raise ModelUnavailable(
+                f"{spec.model_id} has no tokenizer.json, which is the only tokenizer format served. Convert "
+                "it once: transformers.AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER), and "
+                "serve that folder; or run `hilbert export`, which does so."
+            )
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:
+            raise ModelUnavailable(f"{file.name} of {spec.model_id} cannot be read: {error}") from error
+        self.spec = spec
+        self._is_static = spec.kind == "static"
+        side = _configure(self._tokenizer, spec, _read_json(file.with_name("tokenizer_config.json")))
+        truncation = self._tokenizer.truncation
+        self._max_len: int | None = truncation["max_length"] if truncation else None
+        self._truncates_left = side == "left"
+        self._num_special = 0 if self._is_static else self._tokenizer.num_special_tokens_to_add(False)
+        self._can_cut = not self._truncates_left and self._max_len is not None and can_cut(self._tokenizer)
+        self._has_token_types = self._probe_token_types()
+        self._special_ids = frozenset(
+            token_id
+            for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        )
+        pooling = spec.pooling
+        self._excludes_prompt = pooling is not None and not pooling.include_prompt
+        # Prompts come from callers, so the memory of their lengths is bounded.
+        self._prompt_len = lru_cache(maxsize=256)(self._measure_prompt)
+
+    @property
+    def max_len(self) -> int | None:
+        """Tokens of the longest sequence, special tokens included; None where there is no limit."""
+        return self._max_len
+
+    def estimate_tokens(self, inputs: AbstractSequence[str | IntArray]) -> int:
+        """A guess at the request's tokens, from lengths alone; for admission, before any tokenizing."""
+        limit = self._max_len or _INT32_MAX
+        return sum(
+            min(limit, (len(x) // _CHARS_PER_TOKEN if isinstance(x, str) else len(x)) + 2) for x in inputs
+        )
+
+    def encode(self, request: EmbedRequest, request_id: int) -> tuple[Sequence, ...]:
+        """Tokenize all inputs of a request, in order. May take long; frees the GIL while it does.
+
+        A sequence may have no tokens at all (an empty text, and a tokenizer without special tokens).
+
+        Raises:
+            InvalidInput: an unknown prompt, ids outside the vocabulary, text that is not valid Unicode.
+            InputTooLong: an input exceeds the model's length and `truncate` is false.
+        """
+        prompt = resolve_prompt(self.spec, request)
+        inputs = request.inputs
+        num_texts = sum(1 for x in inputs if isinstance(x, str))
+        if num_texts == len(inputs):
+            return self._encode_texts(inputs, prompt, request.truncate, request_id)  # type: ignore[arg-type]  # all str
+        if request.prompt or request.prompt_name:
+            raise InvalidInput(
+                "A prompt is put before a text and cannot be put before token ids; send texts, or ids with "
+                "the prompt's own tokens in front.",
+                param="prompt" if request.prompt else "prompt_name",
+            )
+        return tuple(
+            self._encode_texts((x,), prompt, request.truncate, request_id, index)[0]
+            if isinstance(x, str)
+            else self._check_ids(x, request.truncate, request_id, index)
+            for index, x in enumerate(inputs)
+        )
+
+    def _encode_texts(
+        self, texts: tuple[str, ...], prompt: str, truncate: bool, request_id: int, first_index: int = 0
+    ) -> tuple[Sequence, ...]:
+        prompted: AbstractSequence[str] = [prompt + text for text in texts] if prompt else texts
+        if truncate and self._can_cut:
+            limit = self._max_len or 0
+            prompted = [cut(text, limit) for text in prompted]
+        encodings = self._tokenize(prompted, first_index)
+        if not truncate:
+            self._refuse_too_long(encodings, first_index)
+        prompt_len = self._prompt_len(prompt) if prompt and self._excludes_prompt else 0
+        return tuple(
+            Sequence(
+                request_id,
+                index,
+                np.array(encoding.ids, dtype=np.int32),
+                self._token_types(encoding) if self._has_token_types else None,
+                prompt_len,
+            )
+            for index, encoding in enumerate(encodings, start=first_index)
+        )
+
+    def _tokenize(self, texts: AbstractSequence[str], first_index: int = 0) -> list[Encoding]:
+        try:
+            # `encode_batch_fast` alone frees the GIL; `encode` holds it (30 ms at 100,000 characters).
+            return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=not self._is_static)
+        except TypeError:
+            for index, text in enumerate(texts, start=first_index):
+                _refuse_invalid_unicode(text, index)
+            raise
+
+    def _refuse_too_long(self, encodings: list[Encoding], first_index: int) -> None:
+        if self._max_len is None:
+            return
+        for index, encoding in enumerate(encodings, start=first_index):
+            overflowing = encoding.overflowing
+            if overflowing:
+                # What was cut off comes back in pieces, each with its own special tokens.
+                num_tokens = len(encoding) + sum(len(piece) - self._num_special for piece in overflowing)
+                raise _too_long(index, num_tokens, self._max_len)
+
+    def _check_ids(self, ids: IntArray, truncate: bool, request_id: int, index: int) -> Sequence:
+        if len(ids) == 0:
+            raise InvalidInput(f"input[{index}] is an empty list of token ids.", param="input", index=index)
+        bad = ids[(ids < 0) | (ids >= self.spec.vocab_size)]
+        if len(bad):
+            raise _out_of_vocabulary(bad.tolist(), self.spec.vocab_size, index)
+        if self._max_len is not None and len(ids) > self._max_len:
+            if not truncate:
+                raise _too_long(index, len(ids), self._max_len)
+            ids = ids[-self._max_len :] if self._truncates_left else ids[: self._max_len]
+        return Sequence(request_id, index, np.ascontiguousarray(ids, dtype=np.int32))
+
+    def _token_types(self, encoding: Encoding) -> IntArray | None:
+        type_ids = np.array(encoding.type_ids, dtype=np.int32)
+        return type_ids if type_ids.any() else None
+
+    def _probe_token_types(self) -> bool:
+        """Whether a lone text ever has a token type other than 0, which the template alone decides."""
+        num_types = self.spec.config.get("type_vocab_size") or 0
+        types = [i for e in self._tokenize(["a", ""]) for i in e.type_ids]
+        return 0 < max(types, default=0) < num_types
+
+    def _measure_prompt(self, prompt: str) -> int:
+        """Tokens of the prompt alone, without a closing special token.
+
+        Source: sentence-transformers' Transformer measures it so, and pools from there on.
+        """
+        ids = self._tokenize([prompt])[0].ids
+        return len(ids) - 1 if ids and ids[-1] in self._special_ids else len(ids)
+
+
+def token_array(ids: list[int], index: int) -> IntArray:
+    """A caller's token ids as int32.
+
+    Raises:
+        InvalidInput: the list is empty, or an id does not fit 32 bits.
+    """
+    if not ids:
+        raise InvalidInput(f"input[{index}] is an empty list of token ids.", param="input", index=index)
+    try:
+        return np.array(ids, dtype=np.int32)
+    except OverflowError:
+        bad = [i for i in ids if not -_INT32_MAX <= i <= _INT32_MAX]
+        raise _out_of_vocabulary(bad, None, index) from None
+
+
+def find_tokenizer_file(spec: ModelSpec) -> Path | None:
+    """``tokenizer.json`` beside the transformer, else in the root of the repository."""
+    root = Path(spec.path)
+    for folder in (root / spec.transformer_folder, root):
+        if (folder / "tokenizer.json").is_file():
+            return folder / "tokenizer.json"
+    return None
+
+
+def _configure(tokenizer: Tokenizer, spec: ModelSpec, config: dict[str, Any]) -> str:
+    """Set truncation, padding and normalisation as sentence-transformers would.
+
+    Returns:
+        the side from which long inputs are cut.
+    """
+    stored = tokenizer.truncation
+    side = str(config.get("truncation_side") or (stored["direction"] if stored else "right"))
+    tokenizer.no_padding()
+    if spec.max_model_len is not None:
+        tokenizer.enable_truncation(spec.max_model_len, stride=0, strategy="longest_first", direction=side)
+    elif spec.kind != "static":  # a static model keeps what its tokenizer.json says
+        tokenizer.no_truncation()
+    _follow_bert_flags(tokenizer, config)
+    if spec.lower_case:
+        _put_lowercase_first(tokenizer)
+    return side
+
+
+def _follow_bert_flags(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+    """BERT's tokenizer classes take three flags from tokenizer_config.json over the normaliser's own."""
+    from tokenizers import normalizers
+
+    normalizer = tokenizer.normalizer
+    is_bert = str(config.get("tokenizer_class", "")).removesuffix("Fast") == "BertTokenizer"
+    if not is_bert or not isinstance(normalizer, normalizers.BertNormalizer):
+        return
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+
+
+def _put_lowercase_first(tokenizer: Tokenizer) -> None:
+    """Lower-case before all else, unless a Lowercase step is there; BERT's own flag does not count as one."""
+    from tokenizers import normalizers
+
+    normalizer = tokenizer.normalizer
+    steps: list[Any] = [] if normalizer is None else [normalizer]
+    if isinstance(normalizer, normalizers.Sequence):
+        steps = list(normalizer)  # type: ignore[call-overload]  # the stubs do not say that it is iterable
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    value = json.loads(file.read_text(encoding="utf-8"))
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse_invalid_unicode(text: str, index: int) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"input[{index}] is not valid Unicode: character {error.start} is the lone surrogate "
+            f"U+{ord(text[error.start]):04X}.",
+            param="input",
+            index=index,
+        ) from None
+
+
+def _too_long(index: int, num_tokens: int, limit: int) -> InputTooLong:
+    return InputTooLong(
+        f"input[{index}] has {num_tokens} tokens; the model takes at most {limit}. Shorten it, or leave out "
+        "`truncate: false`.",
+        param="input",
+        index=index,
+    )
+
+
+def _out_of_vocabulary(bad: list[int], vocab_size: int | None, index: int) -> InvalidInput:
+    named = ", ".join(map(str, bad[:_NAMED_IDS])) + (", …" if len(bad) > _NAMED_IDS else "")
+    limit = f"; ids go from 0 to {vocab_size - 1}" if vocab_size is not None else ""
+    return InvalidInput(
+        f"input[{index}] holds token ids outside the model's vocabulary: {named}{limit}. Ids must come from "
+        "this model's own tokenizer; clients that tokenize for OpenAI's models (LangChain: "
+        "check_embedding_ctx_length=False) should send texts.",
+        param="input",
+        index=index,
+    )
