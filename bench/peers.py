@@ -119,11 +119,11 @@ def make_environment(folder: Path, steps: list[list[str]]) -> None:
     marker.write_text(wanted)
 
 
-def make_model() -> None:
+def make_model(with_onnx: bool = True) -> None:
     source = bundled_model()
     MODEL.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, MODEL, dirs_exist_ok=True)
-    if (MODEL / "model.onnx").exists():
+    if not with_onnx or (MODEL / "model.onnx").exists():
         return
     print("exporting model.onnx", flush=True)
     part = MODEL / "model.onnx.part"
