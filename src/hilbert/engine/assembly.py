@@ -51,6 +51,11 @@ class Pending:
         self._rows: FloatArray | None = None
         self._errors: dict[int, ServingError] | None = None
 
+    def owns(self, sequence: Sequence) -> bool:
+        """Whether this very object is one of the request's sequences."""
+        sequences = self.request.sequences
+        return sequence.index < len(sequences) and sequences[sequence.index] is sequence
+
     def make_room(self, dimensions: int) -> None:
         """Allocate ``[N, dimensions]`` zeros, unless that has been done."""
         if self._rows is None:
@@ -87,7 +92,7 @@ class Pending:
         """The answer when the request failed as a whole: no rows, the same error for every sequence."""
         return Output(
             request_id=self.request.id,
-            errors=dict.fromkeys(range(len(self.request.sequences)), error),
+            errors=dict.fromkeys(range(len(self.request.sequences)), copy_of(error)),
             queue_seconds=self.queue_seconds,
             inference_seconds=self.inference_seconds,
         )
@@ -118,3 +123,10 @@ def runs_of(sequences: Iterable[Sequence]) -> list[Run]:
     if first >= 0:
         runs.append(Run(request_id, first, start, position + 1 - start))
     return runs
+
+
+def copy_of(error: ServingError, index: int | None = None) -> ServingError:
+    """The same error for one more caller: a raised exception collects tracebacks, so none is shared."""
+    return type(error)(
+        error.message, param=error.param, index=index, retry_after_seconds=error.retry_after_seconds
+    )

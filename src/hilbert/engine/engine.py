@@ -40,7 +40,7 @@ import numpy as np
 
 from hilbert.core import Batch, Request, Sequence
 from hilbert.core.request import FloatArray
-from hilbert.engine.assembly import Deliver, Pending, runs_of
+from hilbert.engine.assembly import Deliver, Pending, copy_of, runs_of
 from hilbert.engine.base import Health
 from hilbert.engine.device import Device
 from hilbert.engine.stats import BatchStats
@@ -200,9 +200,10 @@ class Engine(Generic[Prepared]):
             self._health = Health.STOPPED
             abandoned = self._close_all()
         self._answer_failure(abandoned, ShuttingDown("the server is shutting down"))
+        give_up_at = time.monotonic() + (0.0 if is_hung else self._batch_timeout_seconds)
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(0 if is_hung else self._batch_timeout_seconds)
+                thread.join(max(0.0, give_up_at - time.monotonic()))
         self.device.leave(self)
 
     # -- for step threads -------------------------------------------------------------------------
@@ -215,8 +216,8 @@ class Engine(Generic[Prepared]):
                 if work is not None:
                     self._open_works[id(work)] = work
                     self._limit(work, work.taken_at)
-                    if work.limit < self._watched_until:
-                        self._has_event.notify()
+                    if self._scheduler.has_full_batch or self._retries:
+                        self._has_work.notify()
                     return work
                 self._has_work.wait()
         return None
@@ -229,10 +230,8 @@ class Engine(Generic[Prepared]):
     def mark_turn(self, work: Work) -> None:
         """`run` begins."""
         work.turn_at = self._clock()
-        self._limit(work, work.turn_at)
-        if work.limit < self._watched_until:
-            with self._lock:
-                self._has_event.notify()
+        with self._lock:
+            self._limit(work, work.turn_at)
 
     def mark_done(self, work: Work) -> None:
         """`run` is over: the other thread may now cut its batch, while this one delivers."""
@@ -244,14 +243,14 @@ class Engine(Generic[Prepared]):
         """Hand the rows ``[B, E]`` of a batch to their requests and answer those that are complete."""
         sequences = work.batch.sequences
         if not is_finite(rows):
-            good: list[bool] = np.isfinite(rows).all(axis=1).tolist()
-            self._again_alone(work, [s for s, is_good in zip(sequences, good, strict=True) if not is_good])
-            sequences = tuple(s for s, is_good in zip(sequences, good, strict=True) if is_good)
-            rows = rows[good]
+            good = np.flatnonzero(np.isfinite(rows).all(axis=1))
+            bad = np.setdiff1d(np.arange(len(rows)), good)
+            self._again_alone(work, [sequences[i] for i in bad])
+            sequences, rows = tuple(sequences[i] for i in good), rows[good]
         runs = runs_of(sequences)
         run_seconds = work.done_at - work.turn_at
         with self._lock:
-            pendings = [self._pending.get(run.request_id) for run in runs]
+            pendings = [self._pending_of(sequences[run.start]) for run in runs]
             for run, pending in zip(runs, pendings, strict=True):
                 if pending is not None and run.length < len(pending.request.sequences):
                     pending.make_room(self.info.dimensions)
@@ -294,7 +293,7 @@ class Engine(Generic[Prepared]):
                 pass
         except BaseException as error:
             logger.exception("%s: a step thread broke", self.name)
-            self._fail(WorkerLost(f"the engine broke: {type(error).__name__}"))
+            self._fail(EngineError(f"the engine broke: {type(error).__name__}"))
 
     def _watch(self) -> None:
         """The life of the watcher: deadlines of requests, time limits of batches."""
@@ -351,15 +350,23 @@ class Engine(Generic[Prepared]):
     def _next_retry(self, now: float) -> Work | None:
         while self._retries:
             work = self._retries.popleft()
-            alive = tuple(s for s in work.batch.sequences if s.request_id in self._pending)
+            alive = tuple(s for s in work.batch.sequences if self._pending_of(s) is not None)
             if alive:
                 work.batch = Batch(alive, work.batch.outputs)
                 work.taken_at = now
                 return work
         return None
 
+    def _pending_of(self, sequence: Sequence) -> Pending | None:
+        """The request that waits for this sequence; not one that took the id of a cancelled one."""
+        pending = self._pending.get(sequence.request_id)
+        return pending if pending is not None and pending.owns(sequence) else None
+
     def _limit(self, work: Work, now: float) -> None:
+        """A stage begins that may hang; the watcher must know. Under the lock."""
         work.limit = now + self._batch_timeout_seconds
+        if work.limit < self._watched_until:
+            self._has_event.notify()
 
     def _close_work(self, work: Work) -> None:
         """A batch is through `run`, well or badly; the next one may be cut."""
@@ -400,10 +407,10 @@ class Engine(Generic[Prepared]):
         complete: list[Pending] = []
         with self._lock:
             for sequence in sequences:
-                pending = self._pending.get(sequence.request_id)
+                pending = self._pending_of(sequence)
                 if pending is not None:
                     pending.make_room(self.info.dimensions)
-                    pending.fail(sequence.index, _at_index(error, sequence.index))
+                    pending.fail(sequence.index, copy_of(error, sequence.index))
                     self._count_down(pending, 1, complete)
         self._answer(complete)
 
@@ -440,14 +447,15 @@ class Engine(Generic[Prepared]):
             self._failure = error
             abandoned = self._close_all()
         logger.error("%s: %s; %d requests are answered with an error", self.name, error, len(abandoned))
-        self.device.fail(error.message)
+        if isinstance(error, WorkerLost):
+            self.device.fail(error.message)  # whoever waits behind us would wait for ever
         self._answer_failure(abandoned, error)
         if self._on_failed is not None:
             self._on_failed(error)
 
     def _refusal(self) -> ServingError:
         if self._failure is not None:
-            return WorkerLost(self._failure.message)
+            return copy_of(self._failure)
         return ShuttingDown("the server is shutting down and takes no new requests")
 
     def _answer(self, complete: list[Pending]) -> None:
@@ -483,8 +491,3 @@ class Engine(Generic[Prepared]):
             self._on_batch(stats)
         except Exception:
             logger.exception("%s: on_batch failed", self.name)
-
-
-def _at_index(error: ServingError, index: int) -> ServingError:
-    """The same error, pointing at one input of its request."""
-    return type(error)(error.message, param=error.param, index=index)

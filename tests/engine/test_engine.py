@@ -1,0 +1,246 @@
+"""The engine on runtimes that work: every answer once, in order, and nothing waits without need."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from hilbert.core import Request, Sequence
+from hilbert.engine import BatchStats, Health
+from hilbert.errors import InvalidInput, RequestTimeout, ShuttingDown
+from hilbert.testing.runtime import FakeRuntime, tokens
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3])
+def test_rows_come_back_in_order(make_bench, num_slots):
+    bench = make_bench(FakeRuntime(num_slots=num_slots), max_batch_tokens=64)
+    callers = [
+        bench.submit(*(tokens(i, k, repeat=1 + (i * k) % 7) for k in range(1 + 9 * (i % 5))))
+        for i in range(40)
+    ]
+    for caller in callers:
+        output = caller.check_rows()
+        assert output.queue_seconds >= 0
+        assert caller.threads[0].startswith("engine-step-")
+
+
+def test_a_request_of_2048_texts(make_bench):
+    bench = make_bench()
+    caller = bench.submit(*(tokens(i, i + 1, i + 2) for i in range(2048)))
+    caller.check_rows()
+
+
+def test_an_answer_does_not_share_memory_with_the_batch(make_bench):
+    runtime = FakeRuntime()
+    seen = []
+    run = runtime.run
+
+    def remember(prepared):
+        output = run(prepared)
+        seen.append(output.dense)
+        return output
+
+    runtime.run = remember
+    bench = make_bench(runtime)
+    output = bench.submit(tokens(1), tokens(2)).check_rows()
+    assert not np.shares_memory(output.dense, seen[0])
+
+
+def test_the_next_full_batch_is_prepared_while_one_runs(make_bench):
+    runtime = FakeRuntime()
+    prepared = threading.Semaphore(0)
+    prepare = runtime.prepare
+
+    def notice(batch):
+        prepared.release()
+        return prepare(batch)
+
+    runtime.prepare = notice
+    runtime.hold()
+    bench = make_bench(runtime, max_batch_tokens=4)
+    caller = bench.submit(tokens(1, 2, 3, 4), tokens(5, 6, 7, 8))
+    runtime.wait_for_run()
+    assert prepared.acquire(timeout=10)
+    assert prepared.acquire(timeout=10)
+    assert runtime.num_runs == 1
+    runtime.release()
+    caller.check_rows()
+
+
+def test_a_batch_that_cannot_start_stays_open_for_newcomers(make_bench):
+    bench = make_bench()
+    bench.runtime.hold()
+    first = bench.submit(tokens(1))
+    bench.runtime.wait_for_run()
+    others = [bench.submit(tokens(i)) for i in range(2, 20)]
+    bench.runtime.release()
+    for caller in [first, *others]:
+        caller.check_rows()
+    assert [len(b.sequences) for b in bench.runtime.batches] == [1, 18]
+
+
+def test_requests_may_come_before_the_start(make_bench):
+    bench = make_bench(is_started=False)
+    caller = bench.submit(tokens(1))
+    assert bench.engine.health is Health.LOADING
+    bench.engine.start()
+    assert bench.engine.health is Health.READY
+    caller.check_rows()
+
+
+def test_an_empty_request_is_refused(make_bench):
+    bench = make_bench()
+    with pytest.raises(InvalidInput):
+        bench.submit()
+    assert bench.engine.num_requests == 0
+    bench.submit(tokens(1)).check_rows()
+
+
+def test_a_cancelled_request_is_not_answered_and_its_queue_is_dropped(make_bench):
+    bench = make_bench(max_batch_tokens=4)
+    bench.runtime.hold()
+    cancelled = bench.submit(*[tokens(1, 2, 3, 4)] * 50)
+    bench.runtime.wait_for_run()
+    kept = bench.submit(tokens(7))
+    assert bench.engine.cancel(cancelled.request.id) is True
+    assert bench.engine.cancel(cancelled.request.id) is False
+    assert bench.engine.num_queued_sequences == 1
+    bench.runtime.release()
+    kept.check_rows()
+    assert bench.engine.drain(10)
+    assert not cancelled.is_answered
+    assert bench.runtime.num_runs <= 3
+
+
+def test_rows_of_a_cancelled_request_do_not_reach_the_next_one_with_its_id(make_bench):
+    bench = make_bench()
+    bench.runtime.hold()
+    cancelled = bench.submit(tokens(1), tokens(2))
+    bench.runtime.wait_for_run()
+    bench.engine.cancel(cancelled.request.id)
+    bench._next_id -= 1
+    again = bench.submit(tokens(3), tokens(4))
+    assert again.request.id == cancelled.request.id
+    bench.runtime.release()
+    again.check_rows()
+    assert not cancelled.is_answered
+
+
+def test_cancelling_what_is_answered_changes_nothing(make_bench):
+    bench = make_bench()
+    caller = bench.submit(tokens(1))
+    caller.check_rows()
+    assert bench.engine.cancel(caller.request.id) is False
+    assert bench.engine.cancel(12345) is False
+
+
+def test_a_late_request_is_answered_although_no_batch_ends(make_bench):
+    bench = make_bench(max_batch_tokens=4)
+    bench.runtime.hold()
+    running = bench.submit(tokens(1, 2, 3, 4), deadline=time.monotonic() + 0.05)
+    bench.runtime.wait_for_run()
+    queued = bench.submit(tokens(1), deadline=time.monotonic() + 0.05)
+    assert isinstance(queued.failure(), RequestTimeout)
+    assert isinstance(running.failure(), RequestTimeout)
+    assert bench.engine.num_queued_sequences == 0
+    assert bench.engine.health is Health.READY
+    bench.runtime.release()
+    bench.submit(tokens(5), deadline=time.monotonic() + 60).check_rows()
+    assert len(running.answers) == 1
+
+
+def test_a_nearer_deadline_wakes_the_watcher_earlier(make_bench):
+    bench = make_bench(max_batch_tokens=4)
+    bench.runtime.hold()
+    far = bench.submit(tokens(1, 2, 3, 4), deadline=time.monotonic() + 3600)
+    bench.runtime.wait_for_run()
+    near = bench.submit(tokens(1), deadline=time.monotonic() + 0.02)
+    assert isinstance(near.failure(), RequestTimeout)
+    bench.runtime.release()
+    far.check_rows()
+
+
+def test_drain_finishes_what_is_there_and_takes_nothing_new(make_bench):
+    bench = make_bench(max_batch_tokens=4)
+    bench.runtime.hold()
+    callers = [bench.submit(*[tokens(i, 2, 3, 4)] * 3) for i in range(5)]
+    bench.runtime.wait_for_run()
+    assert bench.engine.drain(0.01) is False
+    assert bench.engine.health is Health.DRAINING
+    with pytest.raises(ShuttingDown):
+        bench.submit(tokens(1))
+    bench.runtime.release()
+    assert bench.engine.drain(10) is True
+    for caller in callers:
+        caller.check_rows()
+
+
+def test_stop_answers_the_rest(make_bench):
+    bench = make_bench(max_batch_tokens=4)
+    bench.runtime.hold()
+    callers = [bench.submit(*[tokens(i, 2, 3, 4)] * 3) for i in range(5)]
+    bench.runtime.wait_for_run()
+    stopper = threading.Thread(target=bench.engine.stop)
+    stopper.start()
+    for caller in callers:
+        assert isinstance(caller.failure(), ShuttingDown)
+    bench.runtime.release()
+    stopper.join(10)
+    assert not stopper.is_alive()
+    assert bench.engine.health is Health.STOPPED
+    with pytest.raises(ShuttingDown):
+        bench.submit(tokens(1))
+    bench.engine.stop()
+    assert all(len(c.answers) == 1 for c in callers)
+
+
+def test_stop_from_within_an_answer(make_bench):
+    bench = make_bench()
+    is_stopped = threading.Event()
+
+    def deliver(output):
+        bench.engine.stop()
+        is_stopped.set()
+
+    bench.engine.submit(Request(99, (Sequence(99, 0, tokens(1)),)), deliver)
+    assert is_stopped.wait(10)
+
+
+def test_a_deliver_that_raises_harms_nobody_else(make_bench, caplog):
+    bench = make_bench()
+
+    def deliver(output):
+        raise RuntimeError("the caller is broken")
+
+    bench.engine.submit(Request(99, (Sequence(99, 0, tokens(1)),)), deliver)
+    bench.submit(tokens(2)).check_rows()
+    assert bench.engine.drain(10)
+    assert "the caller is broken" in caplog.text
+
+
+def test_every_batch_is_reported_after_its_answers(make_bench):
+    reports: list[tuple[BatchStats, bool]] = []
+    is_reported = threading.Event()
+    callers = []
+
+    def on_batch(stats):
+        reports.append((stats, callers[0].is_answered))
+        is_reported.set()
+
+    bench = make_bench(FakeRuntime(seconds_per_batch=0.01), on_batch=on_batch, is_started=False)
+    callers.append(bench.submit(tokens(1, 2), tokens(3)))
+    bench.engine.start()
+    callers[0].check_rows()
+    assert is_reported.wait(10)
+    (stats, was_answered) = reports[0]
+    assert was_answered
+    assert (stats.num_sequences, stats.num_tokens, stats.is_retry, stats.error) == (2, 3, False, "")
+    assert stats.run_seconds >= 0.01
+    assert stats.queue_seconds > 0
+    assert stats.prepare_seconds >= 0
+    output = callers[0].output()
+    assert output.inference_seconds == stats.run_seconds
+    assert output.queue_seconds == stats.queue_seconds
