@@ -28,10 +28,10 @@ Stamp = tuple[int, int, int, int, int]
 Memo = dict[str, tuple[Stamp, str]]
 
 
-def cache_root() -> Path:
-    """``$HILBERT_CACHE_DIR``, else ``$XDG_CACHE_HOME/hilbert``, else ``~/.cache/hilbert``."""
-    if explicit := os.environ.get("HILBERT_CACHE_DIR"):
-        return Path(explicit).expanduser()
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """Hilbert's cache: the argument, else ``HILBERT_CACHE_DIR``, else ``hilbert`` in the user's cache."""
+    if named := cache_dir or os.environ.get("HILBERT_CACHE_DIR"):
+        return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "hilbert"
 

@@ -134,11 +134,16 @@ class Cached(msgspec.Struct, frozen=True):
     is_whole: bool | None
 
 
+def repository_folder(model_id: str, cache_dir: Path) -> Path:
+    """Where the cache keeps a repository's refs and snapshots."""
+    return cache_dir / f"models--{model_id.replace('/', '--')}"
+
+
 def find_cached(
     model_id: str, revision: str, cache_dir: Path, *, trust_remote_code: bool = False
 ) -> Cached | None:
     """The snapshot of a revision, if the cache has any part of it. Touches no network."""
-    repository = cache_dir / f"models--{model_id.replace('/', '--')}"
+    repository = repository_folder(model_id, cache_dir)
     commit = revision
     if not COMMIT.fullmatch(revision):
         try:

@@ -1,0 +1,225 @@
+"""The cache of traced models: one folder per fingerprint, every file with its SHA-256.
+
+Decides what an artifact is called, whether it can be trusted, and how it appears: whole or not at all.
+Knows neither torch nor openvino. Corrupt weight bytes load silently, so nothing unchecked is handed out:
+a folder with a wrong digest is removed, and the caller builds it again.
+
+Layout: ``<cache>/artifacts/<fingerprint>/{hilbert.json, model.xml, model.bin, tokenizer.json}`` and
+``<cache>/compiled/<name>/`` for what a runtime compiles from it (made again whenever it is in doubt).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hilbert.core import ModelSpec
+from hilbert.errors import ModelError
+from hilbert.hub.digests import cache_root
+
+MANIFEST = "hilbert.json"
+FORMAT = 1
+
+# The instruction sets that change which kernels a compiled graph holds.
+_ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
+
+
+def cpu_isa() -> str:
+    """The instruction sets of this CPU that matter to a compiled graph, ``""`` where they cannot be told."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                have = set(line.partition(":")[2].split())
+                return "+".join(flag for flag in _ISA_FLAGS if flag in have)
+    return ""
+
+
+def fingerprint(
+    spec: ModelSpec, *, program_version: int, dtype: str, runtime_version: str, cpu_isa: str, extra: str = ""
+) -> str:
+    """A folder name that changes whenever the vectors or the meaning of the files may change."""
+    facts: list[Any] = [
+        FORMAT,
+        spec.digest,
+        spec.config,
+        [msgspec.to_builtins(m) for m in spec.modules],
+        spec.transformer_folder,
+        program_version,
+        dtype,
+        runtime_version,
+        cpu_isa,
+        extra,
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, or None where there is none that this version can read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    usable = isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    return manifest if usable and {"spec", "program", "files"} <= manifest.keys() else None
+
+
+def write_manifest(folder: Path, spec: ModelSpec, program: dict[str, Any]) -> None:
+    """Describe every file of a folder, digests included."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != MANIFEST)
+    files = {
+        name: {"sha256": digest, "bytes": (folder / name).stat().st_size}
+        for name, digest in _digests(folder, names).items()
+    }
+    manifest = {"format": FORMAT, "spec": msgspec.to_builtins(spec), "program": program, "files": files}
+    _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def is_intact(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether every file of a manifest is there with its size and digest. 45 MB take 30 ms."""
+    try:
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        if any((folder / name).stat().st_size != about["bytes"] for name, about in files.items()):
+            return False
+        return all(files[name]["sha256"] == digest for name, digest in _digests(folder, list(files)).items())
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False  # missing, unreadable, or a manifest that is none
+
+
+class ArtifactStore:
+    """The artifacts of one cache folder; safe for several processes at once."""
+
+    def __init__(self, cache_dir: str | Path | None = None) -> None:
+        self._root = cache_root(cache_dir)
+        self._artifacts = self._root / "artifacts"
+
+    def open(self, key: str) -> Path | None:
+        """The folder of an artifact whose digests are right; a broken one is removed."""
+        folder = self._artifacts / key
+        if not folder.is_dir():
+            return None
+        manifest = read_manifest(folder)
+        if manifest is not None and is_intact(folder, manifest):
+            return folder
+        _remove(folder)
+        return None
+
+    @contextmanager
+    def building(self, key: str) -> Iterator[Path]:
+        """An empty folder to build in; gone afterwards unless it was committed.
+
+        Raises:
+            ModelError: the disk is full, or the cache folder cannot be written.
+        """
+        try:
+            self._artifacts.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=self._artifacts))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            yield work
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def commit(self, key: str, work: Path, spec: ModelSpec, program: dict[str, Any]) -> Path:
+        """Publish a built folder under its key, in one rename.
+
+        Returns:
+            The artifact's folder: ours, or that of another process which was first.
+        """
+        write_manifest(work, spec, program)
+        folder = self._artifacts / key
+        try:
+            os.rename(work, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if self.open(key) is None:  # what stood there was broken, and is gone now
+                os.rename(work, folder)
+        return folder
+
+    def compiled(self, name: str) -> Path | None:
+        """A folder for compiled forms, emptied if it is in doubt; None where none can be written."""
+        folder = self._root / "compiled" / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None
+        if not os.access(folder, os.W_OK):
+            return None
+        names = _payload(folder)
+        if names and not _is_sealed(folder, names):
+            for stale in names:
+                (folder / stale).unlink(missing_ok=True)
+        return folder
+
+    def _unwritable(self, error: OSError) -> ModelError:
+        why = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
+        return ModelError(
+            f"the cache folder {self._root} cannot be written: {why}; free some space, or name another "
+            "folder with --cache-dir or HILBERT_CACHE_DIR"
+        )
+
+
+def seal(folder: Path) -> None:
+    """Note the digests of compiled files, so that the next start can tell whether they are whole."""
+    with suppress(OSError):
+        _write_synced(folder / MANIFEST, json.dumps(_digests(folder, _payload(folder))).encode())
+
+
+def _is_sealed(folder: Path, names: list[str]) -> bool:
+    try:
+        sealed = json.loads((folder / MANIFEST).read_bytes())
+        return bool(sealed == _digests(folder, names))
+    except (OSError, ValueError):
+        return False
+
+
+def _payload(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith((".", MANIFEST)))
+
+
+def _digests(folder: Path, names: list[str]) -> dict[str, str]:
+    """SHA-256 by name; hashing frees the GIL, so big files run side by side."""
+
+    def digest(name: str) -> str:
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def _write_synced(file: Path, content: bytes) -> None:
+    """Write a whole file or none of it."""
+    handle, name = tempfile.mkstemp(prefix=".", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, file)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Take a folder out of the way in one step, then delete it."""
+    with suppress(OSError):
+        grave = Path(tempfile.mkdtemp(prefix=".broken-", dir=folder.parent))
+        os.rename(folder, grave / folder.name)
+        shutil.rmtree(grave, ignore_errors=True)
