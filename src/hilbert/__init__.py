@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hilbert.client import AsyncClient, Client
+    from hilbert.models.local import Model
 
 __version__ = "0.1.0"
 
@@ -14,8 +15,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AsyncClient": "hilbert.client",
     "Client": "hilbert.client",
+    "Model": "hilbert.models.local",
 }
-__all__ = ["AsyncClient", "Client", "__version__"]
+__all__ = ["AsyncClient", "Client", "Model", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

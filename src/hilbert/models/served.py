@@ -104,7 +104,7 @@ class ServedModel:
         """
         start = time.monotonic()
         try:
-            self._check_dimensions(request.dimensions)
+            self.check_dimensions(request.dimensions)
             num_estimated = self.processor.estimate_tokens(request.inputs)
             self.admission.admit(num_estimated, start)
         except ServingError as error:
@@ -139,6 +139,18 @@ class ServedModel:
             queue_seconds=result.timing.queue_seconds,
         )
         return result
+
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """Refuse a length that the model's vectors do not have.
+
+        Raises:
+            InvalidInput: it is not in 1..E.
+        """
+        if dimensions is not None and not 1 <= dimensions <= self.spec.dimensions:
+            raise InvalidInput(
+                f"dimensions is {dimensions}; {self.name} takes 1 to {self.spec.dimensions}.",
+                param="dimensions",
+            )
 
     async def _embed_in_time(self, request: EmbedRequest, start: float) -> EmbedResult:
         limit = request.timeout_seconds
@@ -197,13 +209,6 @@ class ServedModel:
         if output is not None:
             rows[[i for i, s in enumerate(sequences) if s.num_tokens]] = output.dense
         return rows
-
-    def _check_dimensions(self, dimensions: int | None) -> None:
-        if dimensions is not None and not 1 <= dimensions <= self.spec.dimensions:
-            raise InvalidInput(
-                f"dimensions is {dimensions}; {self.name} takes 1 to {self.spec.dimensions}.",
-                param="dimensions",
-            )
 
     def _first_error(self, output: Output, indices: list[int]) -> ServingError:
         """The error of the first guilty input. What befell the whole request is told as it is."""
