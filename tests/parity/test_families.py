@@ -15,7 +15,22 @@ from hilbert.testing.models import FAMILIES, tiny_model
 PACKED = {"bert", "roberta", "xlm-roberta", "distilbert", "electra", "nomic_bert", "modernbert"}
 PACKED |= {"qwen3", "mistral", "gemma3_text"}
 TRANSFORMERS = sorted(f for f in FAMILIES if f not in ("static", "model2vec"))
-WORDS = "the packed row of a short query is attended within its own borders alone".split()
+WORDS = [
+    "the",
+    "packed",
+    "row",
+    "of",
+    "a",
+    "short",
+    "query",
+    "is",
+    "attended",
+    "within",
+    "its",
+    "own",
+    "borders",
+    "alone",
+]
 
 
 def texts(max_len: int) -> list[str]:

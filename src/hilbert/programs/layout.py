@@ -6,6 +6,9 @@ knows borders, groups or the device. Invariant: no method lets a token see anoth
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+from inspect import signature
 from typing import Protocol
 
 import torch
@@ -157,6 +160,19 @@ class GroupedLayout:
         return self._masks[causal, window]
 
 
+@cache
+def _varlen_kernel() -> Callable[..., Tensor]:
+    """Torch's kernel; in versions that can, told never to split a sequence by what its neighbours are."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    fixed = {"num_splits": 1} if "num_splits" in signature(varlen_attn).parameters else {}
+    return partial(varlen_attn, **fixed)
+
+
+def _varlen_attn(*args: object, **kwargs: object) -> Tensor:
+    return _varlen_kernel()(*args, **kwargs)
+
+
 class VarlenLayout:
     """Sequences back to back for torch's variable-length attention kernel: CUDA, half precision.
 
@@ -171,16 +187,16 @@ class VarlenLayout:
         self._max_seqlen = max_seqlen
         self._skips = skips
         self._lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
-        self._num_rows: int | None = None
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, window: int | None
     ) -> Tensor:
         """See `Layout.attend`. The result does not depend on the neighbours (`num_splits=1`)."""
-        from torch.nn.attention.varlen import varlen_attn
-
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1:
+            key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         reach = -1 if window is None else window - 1
-        return varlen_attn(  # type: ignore[no-any-return]  # the function is a custom op
+        return _varlen_attn(
             query.contiguous(),
             key.contiguous(),
             value.contiguous(),
@@ -190,7 +206,6 @@ class VarlenLayout:
             self._max_seqlen,
             scale=scale,
             window_size=(reach, 0 if causal else reach),
-            **({"enable_gqa": True} if query.shape[1] != key.shape[1] else {}),
         )
 
     def first(self, hidden_states: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ the whole batch, a padded one is run once per length group.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ from hilbert.errors import (
     UnsupportedArchitecture,
     WeightMismatch,
 )
-from hilbert.hub.artifacts import ArtifactStore, cpu_isa, fingerprint, read_manifest
+from hilbert.hub.artifacts import ArtifactStore, cpu_isa, fingerprint, is_intact, read_manifest, seal
 from hilbert.programs.choose import PROGRAM_VERSION
 from hilbert.runtimes import ov
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
@@ -68,17 +67,16 @@ def load_openvino(spec: ModelSpec, settings: RuntimeSettings) -> OpenVinoRuntime
         ModelError: the weights are missing, wrong or unsafe.
     """
     dtype = cpu_dtype(settings.dtype)
-    exported = _exported_folder(spec, dtype)
-    if exported is not None:
-        return OpenVinoRuntime(spec, exported, settings, dtype)
     store = ArtifactStore(settings.cache_dir)
+    folder = _exported_folder(spec, dtype)
     key = artifact_fingerprint(spec, dtype)
-    folder = store.open(key)
+    if folder is None:
+        folder = store.open(key)
     if folder is None:
         with store.building(key) as work:
             program = trace(spec, dtype, work, settings.trust_remote_code)
             folder = store.commit(key, work, spec, program)
-    return OpenVinoRuntime(spec, folder, settings, dtype)
+    return OpenVinoRuntime(folder, store.compiled(key), settings, dtype)
 
 
 def artifact_fingerprint(spec: ModelSpec, dtype: str) -> str:
@@ -130,7 +128,7 @@ def trace(spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool) ->
     except (IndexError, ValueError):
         tail = child.stderr.decode(errors="replace").strip().splitlines()[-3:]
         raise ModelError(
-            f"{spec.model_id}: tracing ended with status {child.returncode}: {' | '.join(tail) or 'no output'}"
+            f"{spec.model_id}: tracing ended with status {child.returncode}: {' | '.join(tail) or 'nothing'}"
         ) from None
     if "error" in answer:
         raise _EXPORT_ERRORS.get(answer["error"], ModelError)(answer["message"])
@@ -140,18 +138,19 @@ def trace(spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool) ->
 
 def _exported_folder(spec: ModelSpec, dtype: str) -> Path | None:
     """The model's own folder when it is one made by `hilbert export` in a dtype that serves here."""
-    manifest = read_manifest(Path(spec.path))
+    folder = Path(spec.path)
+    manifest = read_manifest(folder)
     if manifest is None:
         return None
+    if not is_intact(folder, manifest):
+        raise WeightMismatch(f"{folder}: a file differs from its SHA-256 in hilbert.json; copy it again")
     made_in = manifest["program"]["dtype"]
-    if made_in == "float32" and dtype == "bfloat16":
-        return Path(spec.path)
-    if made_in != dtype:
-        raise InvalidInput(
-            f"{spec.path} was exported in {made_in} and cannot be served in {dtype}; "
-            f"export it again with --dtype {dtype}"
-        )
-    return Path(spec.path)
+    if made_in == dtype or (made_in, dtype) == ("float32", "bfloat16"):
+        return folder
+    raise InvalidInput(
+        f"{folder} was exported in {made_in} and cannot be served in {dtype}; "
+        f"export it again with --dtype {dtype}, or serve it with --dtype {made_in}"
+    )
 
 
 class OpenVinoRuntime:
@@ -159,13 +158,16 @@ class OpenVinoRuntime:
 
     num_slots = 2
 
-    def __init__(self, spec: ModelSpec, folder: Path, settings: RuntimeSettings, dtype: str) -> None:
+    def __init__(self, folder: Path, cache: Path | None, settings: RuntimeSettings, dtype: str) -> None:
         manifest = read_manifest(folder)
         if manifest is None:
             raise WeightMismatch(f"{folder} holds no readable hilbert.json")
         self._program = msgspec.convert(manifest["program"], Program, strict=False)
         self._padded = self._program.program == "padded"
-        self._compiled = ov.compile_graph(folder / "model.xml", _config(folder, settings, dtype))
+        is_cached = cache is not None and any(cache.glob("*.blob"))
+        self._compiled = ov.compile_graph(folder / "model.xml", _config(cache, settings, dtype))
+        if cache is not None and not is_cached:
+            seal(cache)
         self._request = self._compiled.create_infer_request()
         self._takes_skips = any(name.startswith("skips") for name in self._program.inputs)
         self.info = RuntimeInfo(
@@ -220,24 +222,20 @@ class OpenVinoRuntime:
         ]
 
 
-def _config(folder: Path, settings: RuntimeSettings, dtype: str) -> dict[str, Any]:
+def _config(cache: Path | None, settings: RuntimeSettings, dtype: str) -> dict[str, Any]:
     """How the CPU plugin compiles and runs the graph."""
-    return {
+    config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": settings.threads or available_threads(),
         "CPU_RUNTIME_CACHE_CAPACITY": SHAPES_KEPT,
-        "CACHE_DIR": str(folder / "compiled"),
-        "CACHE_MODE": "OPTIMIZE_SIZE",
     }
+    if cache is not None:
+        config |= {"CACHE_DIR": str(cache), "CACHE_MODE": "OPTIMIZE_SIZE"}
+    return config
 
 
 def _no_memory(part: PackedBatch) -> str:
     return (
         f"a batch of {len(part.order)} sequences, {int(part.lengths.sum())} tokens, does not fit into memory"
     )
-
-
-def forget_compiled(folder: Path) -> None:
-    """Drop the compiled form of an artifact; the next start compiles it again."""
-    shutil.rmtree(folder / "compiled", ignore_errors=True)
