@@ -1,1 +1,118 @@
-"""TODO room."""
+"""``hilbert …``: the command line.
+
+`main` is built to start fast: for ``serve`` the worker's interpreter is started before anything else
+is imported, and the flags are read without typer. Everything else goes through the typer app in `app`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hilbert.worker.spawn import WorkerProcess
+
+__all__ = ["main"]
+
+_SERVE_VERBS = ("serve", "v2")
+# What `[serve]` brings: a missing one of these means that the bare package is installed.
+_SERVE_MODULES = frozenset(
+    {
+        "httptools",
+        "huggingface_hub",
+        "openvino",
+        "orjson",
+        "prometheus_client",
+        "safetensors",
+        "starlette",
+        "tokenizers",
+        "typer",
+        "uvicorn",
+        "uvloop",
+        "yaml",
+    }
+)
+_BARE = "hilbert: {name} is not installed, so only the Python client works. Run: pip install 'hilbert[serve]'"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``hilbert``; those of this process by default.
+    Returns:
+        The exit status: 0 well, 1 it failed, 2 the command line is wrong, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] in (["--version"], ["-V"]):
+            from hilbert import __version__
+
+            print(f"hilbert {__version__}")
+            return 0
+        if words and words[0] in _SERVE_VERBS:
+            return _serve(words[0], words[1:])
+        from hilbert.cli.app import run
+
+        return run(words)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in _SERVE_MODULES:
+            raise
+        return _fail(_BARE.format(name=name), 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(verb: str, flags: list[str]) -> int:
+    if "--help" in flags or "-h" in flags:
+        from hilbert.config.help import help_text
+
+        print(help_text(verb), end="")
+        return 0
+    worker = _prestart(flags)
+    try:
+        from hilbert.config import BadSetting, load
+        from hilbert.errors import ServingError
+
+        try:
+            settings, notes = load(flags, os.environ, infinity=verb == "v2")
+        except BadSetting as error:
+            return _fail(f"hilbert {verb}: {error}", error.exit_code)
+        for note in notes:
+            print(f"hilbert {verb}: {note}", file=sys.stderr)
+        try:
+            if settings.preload_only:
+                from hilbert.cli.preload import preload
+
+                return preload(settings)
+            from hilbert.cli.serve import serve
+
+            adopted, worker = worker, None
+            return serve(settings, adopted)
+        except ServingError as error:
+            return _fail(f"hilbert: {error.message}", 1)
+    finally:
+        if worker is not None:
+            worker.close()
+
+
+def _prestart(flags: list[str]) -> WorkerProcess | None:
+    """Start the worker's interpreter now; it takes as long to get up as reading the flags and more."""
+    if "--in-process" in flags or "--preload-only" in flags:
+        return None
+    import importlib.util
+
+    if importlib.util.find_spec("uvicorn") is None:  # the bare package: say so, and start nothing
+        raise ModuleNotFoundError("uvicorn", name="uvicorn")
+    from hilbert.worker.spawn import prestart
+
+    is_torch = any("torch" in flag or "cuda" in flag or "mps" in flag for flag in flags)
+    return prestart(preload=() if is_torch else ("hilbert.runtimes.openvino_runtime",))
+
+
+def _fail(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

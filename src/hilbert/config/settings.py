@@ -203,7 +203,7 @@ class ServerSettings:
         2048, "texts that one request may carry", minimum=1, infinity="MAX_CLIENT_BATCH_SIZE"
     )
     max_body_bytes: int = option(
-        64 * 1024 * 1024, "bytes that a request's body may have; a larger one is answered 413", minimum=1
+        32 * 1024 * 1024, "bytes that a request's body may have; a larger one is answered 413", minimum=1
     )
     request_timeout: float = option(
         60.0, "seconds after which a waiting request is dropped and answered 503", minimum=0.001

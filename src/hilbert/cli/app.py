@@ -1,0 +1,154 @@
+"""The typer app: every verb but serving, whose flags come from the settings table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hilbert.config import BadSetting, ServerSettings, load
+from hilbert.errors import ServingError
+
+app = typer.Typer(
+    name="hilbert",
+    help="An inference server for embeddings, rerankers and classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+models = typer.Typer(help="Fetch models, and say how they run.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
+Token = Annotated[str | None, typer.Option(help="Hub token for private models.")]
+Engine = Annotated[str | None, typer.Option(help="auto, openvino or torch.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[str | None, typer.Option(help="Compute threads.")]
+CacheDir = Annotated[str | None, typer.Option(help="Folder for traced graphs.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
+]
+
+
+def run(words: Sequence[str]) -> int:
+    """Run a command; errors that were raised on purpose become one line."""
+    try:
+        app(args=list(words), prog_name="hilbert", standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except BadSetting as error:
+        typer.echo(f"hilbert {' '.join(words[:1])}: {error}", err=True)
+        return error.exit_code
+    except ServingError as error:
+        typer.echo(f"hilbert: {error.message}", err=True)
+        return 1
+    return 0
+
+
+@app.command(add_help_option=False)
+def serve() -> None:
+    """Serve models over HTTP (`hilbert serve --help` lists the flags)."""
+    raise AssertionError("serving is started before typer is imported")
+
+
+@app.command(add_help_option=False)
+def v2() -> None:
+    """As serve, with Infinity's command line."""
+    raise AssertionError("serving is started before typer is imported")
+
+
+@models.command()
+def pull(
+    model: ModelId,
+    revision: Revision = None,
+    token: Token = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Fetch a model, or what has changed in it, and print its folder."""
+    from hilbert.hub import pull as pull_model
+
+    settings = _settings(model, trust_remote_code, revision=revision, token=token)
+    spec = pull_model(
+        model,
+        revision=settings.models[0].revision or None,
+        token=settings.token or None,
+        trust_remote_code=settings.models[0].trust_remote_code,
+    )
+    typer.echo(spec.path)
+
+
+@models.command()
+def info(
+    model: ModelId,
+    revision: Revision = None,
+    token: Token = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Say what a model is, which way it runs, and why."""
+    from hilbert.cli.describe import describe
+    from hilbert.cli.runtime import resolve_model
+
+    settings = _settings(model, trust_remote_code, revision=revision, token=token)
+    typer.echo(describe(resolve_model(settings.models[0], settings)))
+
+
+@app.command()
+def verify(
+    model: ModelId,
+    revision: Revision = None,
+    token: Token = None,
+    engine: Engine = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+    cache_dir: CacheDir = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Compare the vectors served here with sentence-transformers, and print the certificate."""
+    from hilbert.cli.verify import certify
+
+    settings = _settings(
+        model,
+        trust_remote_code,
+        revision=revision,
+        token=token,
+        engine=engine,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        cache_dir=cache_dir,
+    )
+    certificate = certify(settings)
+    typer.echo(certificate.text())
+    raise typer.Exit(0 if certificate.is_good else 1)
+
+
+@app.command()
+def export(
+    model: ModelId,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; must not exist yet.")],
+    revision: Revision = None,
+    token: Token = None,
+    dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write a folder that `hilbert serve -m DIR` serves without torch."""
+    from hilbert.cli.export import export_model
+
+    settings = _settings(model, trust_remote_code, revision=revision, token=token, dtype=dtype)
+    typer.echo(export_model(settings, folder))
+
+
+def _settings(model: str, trust_remote_code: bool, **flags: str | None) -> ServerSettings:
+    """These options as `serve` would read them, environment and messages included."""
+    words = ["--model-id", model, *(["--trust-remote-code"] if trust_remote_code else [])]
+    for name, value in flags.items():
+        if value is not None:
+            words += ["--" + name.replace("_", "-"), value]
+    return load(words, os.environ)[0]

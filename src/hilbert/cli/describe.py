@@ -1,0 +1,48 @@
+"""The text of ``hilbert models info``: what a model is and how it runs, from its JSON alone."""
+
+from __future__ import annotations
+
+from hilbert.core import DenseModule, LayerNormModule, ModelSpec, NormalizeModule, PoolingModule
+from hilbert.programs.choose import plan
+
+
+def describe(spec: ModelSpec) -> str:
+    """A few lines for a person; nothing is loaded."""
+    program, reason = plan(spec)
+    rows = [
+        ("model", spec.model_id),
+        ("folder", spec.path),
+        ("revision", spec.commit or f"local folder, digest {spec.digest[:16]}"),
+        ("runs", f"{program}: {reason}"),
+        ("family", " ".join(filter(None, (spec.family or spec.kind, f"({spec.architecture})")))),
+        ("chain", " → ".join(_module(module) for module in spec.modules) or "none"),
+        ("normalized", "yes" if spec.normalize else "no"),
+        ("dimensions", str(spec.dimensions)),
+        ("tokens", "any number" if spec.max_model_len is None else f"at most {spec.max_model_len}"),
+        ("similarity", spec.similarity),
+        ("prompts", _prompts(spec)),
+        ("weights", ", ".join(spec.weights) or "none"),
+        ("graphs", ", ".join(spec.graph_files) or "none shipped"),
+    ]
+    if spec.remote_code:
+        rows.append(("code", "the repository brings its own; it runs only with --trust-remote-code"))
+    return "\n".join(f"{name:<12}{value}" for name, value in rows)
+
+
+def _module(module: object) -> str:
+    if isinstance(module, PoolingModule):
+        return "pooling " + "+".join(module.modes)
+    if isinstance(module, DenseModule):
+        return f"dense {module.in_features}→{module.out_features}"
+    if isinstance(module, LayerNormModule):
+        return "layer norm"
+    return "normalize" if isinstance(module, NormalizeModule) else type(module).__name__
+
+
+def _prompts(spec: ModelSpec) -> str:
+    if not spec.prompts:
+        return "none"
+    return ", ".join(
+        f"{name}{' (default)' if name == spec.default_prompt_name else ''} {text!r}"
+        for name, text in spec.prompts.items()
+    )

@@ -1,0 +1,195 @@
+"""Where the engines of a server live: in worker processes, one per device, or in this process.
+
+`serve` does not know which. Opening an engine returns its handle at once; it answers when it is loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from hilbert.cli.runtime import runtime_settings
+from hilbert.config import ModelSettings, ServerSettings
+from hilbert.core import ModelSpec, Output, Request
+from hilbert.engine.base import EngineHandle, Health
+from hilbert.engine.stats import BatchStats
+from hilbert.errors import EngineError, ModelLoading
+from hilbert.runtimes import has_cuda
+from hilbert.runtimes.base import RuntimeInfo
+from hilbert.worker.spawn import WorkerProcess
+
+OnBatch = Callable[[str, BatchStats], None]
+
+# What a worker imports while it waits for its first order.
+OPENVINO_MODULES = ("hilbert.runtimes.openvino_runtime",)
+
+
+class Fleet(Protocol):
+    """All engines of one server."""
+
+    async def open(self, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
+        """Begin to load a model under its name; its health says when it is there."""
+        ...
+
+    async def wait_loaded(self) -> None:
+        """Return when every opened model can answer.
+
+        Raises:
+            ServingError: one of them cannot be loaded.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End everything; no process and no thread is left."""
+        ...
+
+
+def device_of(model: ModelSettings) -> str:
+    """Models with the same answer share a worker."""
+    if model.device == "auto":
+        return "cuda:0" if model.engine != "openvino" and has_cuda() else "cpu"
+    return "cuda:0" if model.device == "cuda" else model.device
+
+
+class WorkerFleet:
+    """One supervised worker process per device."""
+
+    def __init__(self, settings: ServerSettings, first: WorkerProcess | None, on_batch: OnBatch) -> None:
+        from hilbert.worker.client import WorkerEngine
+        from hilbert.worker.supervisor import Supervisor
+
+        self._settings = settings
+        self._first = first
+        self._on_batch = on_batch
+        self._supervisors: dict[str, Supervisor] = {}
+        self._loading: list[tuple[Supervisor, WorkerEngine]] = []
+
+    async def open(self, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
+        """See `Fleet`."""
+        from hilbert.worker.frames import EngineLimits
+        from hilbert.worker.supervisor import Supervisor, SupervisorSettings
+
+        device = device_of(model)
+        supervisor = self._supervisors.get(device)
+        if supervisor is None:
+            first, self._first = self._first, None
+            supervisor = Supervisor(
+                SupervisorSettings(
+                    worker_timeout_seconds=self._settings.worker_timeout,
+                    preload=OPENVINO_MODULES if device == "cpu" else (),
+                ),
+                first=first,
+                on_batch=self._on_batch,
+            )
+            self._supervisors[device] = supervisor
+            await supervisor.start()
+        limits = EngineLimits(model.max_batch_tokens, model.max_batch_requests, self._settings.worker_timeout)
+        engine = supervisor.begin_load(model.name, spec, runtime_settings(model, self._settings), limits)
+        self._loading.append((supervisor, engine))
+        return engine
+
+    async def wait_loaded(self) -> None:
+        """See `Fleet`."""
+        for supervisor, engine in self._loading:
+            await supervisor.wait_loaded(engine)
+
+    async def close(self) -> None:
+        """See `Fleet`."""
+        for supervisor in self._supervisors.values():
+            await supervisor.drain(0.0)
+        if self._first is not None:
+            self._first.close()
+
+
+class LocalFleet:
+    """Engines on threads of this process."""
+
+    def __init__(self, settings: ServerSettings, on_batch: OnBatch) -> None:
+        self._settings = settings
+        self._on_batch = on_batch
+        self._devices: dict[str, Any] = {}
+        self._engines: list[LoadingEngine] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
+        """See `Fleet`."""
+        handle = LoadingEngine(model.name)
+        self._engines.append(handle)
+        self._tasks.append(asyncio.create_task(self._load(handle, model, spec)))
+        return handle
+
+    async def _load(self, handle: LoadingEngine, model: ModelSettings, spec: ModelSpec) -> None:
+        from hilbert.engine import Device, Engine, LocalEngine
+        from hilbert.runtimes import load_runtime
+        from hilbert.scheduler import Scheduler
+
+        try:
+            runtime = await asyncio.to_thread(load_runtime, spec, runtime_settings(model, self._settings))
+        except BaseException:
+            handle.has_failed = True
+            raise
+        info = runtime.info
+        max_batch_tokens = model.max_batch_tokens or info.max_batch_tokens
+        engine = Engine(
+            runtime,
+            Scheduler(max_batch_tokens, model.max_batch_requests)
+            if model.max_batch_requests
+            else Scheduler(max_batch_tokens),
+            self._devices.setdefault(info.device, Device(info.device)),
+            batch_timeout_seconds=self._settings.worker_timeout,
+            name=model.name,
+            on_batch=lambda stats: self._on_batch(model.name, stats),
+        )
+        engine.start()
+        handle.loaded = LocalEngine(engine)
+
+    async def wait_loaded(self) -> None:
+        """See `Fleet`."""
+        await asyncio.gather(*self._tasks)
+
+    async def close(self) -> None:
+        """See `Fleet`."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for handle in self._engines:
+            if handle.loaded is not None:
+                await asyncio.to_thread(handle.loaded.engine.stop)
+                handle.loaded.engine.runtime.close()
+
+
+class LoadingEngine:
+    """Implements `EngineHandle` for an engine that is being loaded in this process."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.loaded: Any = None
+        self.has_failed = False
+
+    @property
+    def health(self) -> Health:
+        """Whether it can answer now."""
+        if self.loaded is not None:
+            health: Health = self.loaded.health
+            return health
+        return Health.FAILED if self.has_failed else Health.LOADING
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What the runtime says of itself.
+
+        Raises:
+            EngineError: it is not loaded.
+        """
+        if self.loaded is None:
+            raise EngineError(f"model {self._name} has not been loaded yet")
+        info: RuntimeInfo = self.loaded.info
+        return info
+
+    async def run(self, request: Request) -> Output:
+        """See `EngineHandle`."""
+        if self.loaded is None:
+            raise ModelLoading(f"model {self._name} is being loaded", retry_after_seconds=1.0)
+        output: Output = await self.loaded.run(request)
+        return output

@@ -1,0 +1,34 @@
+"""From settings to what the other rooms take. No model is loaded here."""
+
+from __future__ import annotations
+
+from hilbert.config import ModelSettings, ServerSettings
+from hilbert.core import ModelSpec
+from hilbert.hub import resolve
+from hilbert.runtimes.base import RuntimeSettings
+
+
+def resolve_model(model: ModelSettings, settings: ServerSettings) -> ModelSpec:
+    """Find a model's files, on this machine or on the hub.
+
+    Raises:
+        ModelError: they cannot be had or read.
+    """
+    return resolve(
+        model.model_id,
+        revision=model.revision or None,
+        token=settings.token or None,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def runtime_settings(model: ModelSettings, settings: ServerSettings) -> RuntimeSettings:
+    """How the model is to be run."""
+    return RuntimeSettings(
+        engine=model.engine,
+        dtype=model.dtype,
+        device=model.device,
+        threads=settings.threads,
+        cache_dir=settings.cache_dir,
+        trust_remote_code=model.trust_remote_code,
+    )

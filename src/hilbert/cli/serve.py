@@ -1,0 +1,252 @@
+"""``hilbert serve``: from settings to a running server, and back to nothing.
+
+The order is for speed: the socket first, then the orders to the worker, and only then the imports that
+HTTP needs, while the worker loads. One event loop; what may take long runs in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from hilbert.cli.fleet import Fleet, LocalFleet, WorkerFleet
+from hilbert.cli.runtime import resolve_model
+from hilbert.cli.sockets import bind, release, url_of
+from hilbert.config import BadSetting, ModelSettings, ServerSettings
+from hilbert.core import ModelSpec
+from hilbert.engine.base import EngineHandle
+from hilbert.engine.stats import BatchStats
+from hilbert.worker.spawn import WorkerProcess
+
+if TYPE_CHECKING:
+    from hilbert.cli.door import Door
+    from hilbert.models import Registry, ServedModel
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# A request is dropped by its own time limit; this is how much longer a shutdown waits for its answer.
+_DRAIN_MARGIN_SECONDS = 5.0
+_TRACE_LEVEL = 5
+
+
+def serve(settings: ServerSettings, worker: WorkerProcess | None) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: everything.
+        worker: a worker process that was started ahead; adopted, or ended here.
+    Returns:
+        The exit status.
+    Raises:
+        ServingError: a model cannot be served.
+    """
+    if settings.in_process and worker is not None:
+        worker.close()
+        worker = None
+    _log_to_stderr(settings.log_level)
+    try:
+        sock = bind(settings)
+    except BadSetting as error:
+        if worker is not None:
+            worker.close()
+        print(f"hilbert: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_Server(settings, sock).run(worker))
+    finally:
+        release(sock)
+    return 0
+
+
+class _Server:
+    """One server from start to end."""
+
+    def __init__(self, settings: ServerSettings, sock: socket.socket) -> None:
+        self._settings = settings
+        self._sock = sock
+        self._started = time.monotonic()
+        self._models: dict[str, ServedModel] = {}
+        self._registry: Registry | None = None
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+
+    async def run(self, worker: WorkerProcess | None) -> None:
+        """Come up, serve, and leave nothing behind."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        if self._settings.in_process:
+            fleet: Fleet = LocalFleet(self._settings, self._on_batch)
+        else:
+            fleet = WorkerFleet(self._settings, worker, self._on_batch)
+        try:
+            await self._serve(fleet)
+        finally:
+            await fleet.close()
+
+    async def _serve(self, fleet: Fleet) -> None:
+        opening = asyncio.create_task(self._open_models(fleet))
+        await asyncio.sleep(0)  # from here on a thread looks the models up
+        from hilbert.cli.door import Door
+        from hilbert.cli.http import HttpServer
+
+        door = Door()
+        http = HttpServer(door)
+        serving = asyncio.create_task(http.run_on(self._sock))
+        coming_up = asyncio.create_task(self._come_up(fleet, opening, door))
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({coming_up, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if coming_up.done():
+                coming_up.result()  # raises what went wrong
+                await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+            await self._drain(door)
+        finally:
+            for task in (opening, coming_up, stopping):
+                task.cancel()
+            http.leave()
+            await asyncio.gather(opening, coming_up, stopping, serving, return_exceptions=True)
+
+    async def _open_models(self, fleet: Fleet) -> list[tuple[ModelSettings, ModelSpec, EngineHandle]]:
+        """Look all models up and give the orders to load them."""
+        opened = []
+        for model in self._settings.models:
+            spec = await _in_thread(partial(resolve_model, model, self._settings))
+            opened.append((model, spec, await fleet.open(model, spec)))
+        return opened
+
+    async def _come_up(
+        self,
+        fleet: Fleet,
+        opening: asyncio.Task[list[tuple[ModelSettings, ModelSpec, EngineHandle]]],
+        door: Door,
+    ) -> None:
+        from hilbert.api import ApiSettings, create_app
+        from hilbert.models import Registry
+
+        settings = self._settings
+        for model, spec, engine in await opening:
+            self._models[model.name] = await self._served_model(model, spec, engine)
+        self._registry = Registry(self._models.values())
+        door.app = create_app(
+            self._registry,
+            ApiSettings(
+                api_key=settings.api_key,
+                url_prefix=settings.url_prefix,
+                redirect_slash=settings.redirect_slash,
+                proxy_root_path=settings.proxy_root_path,
+                permissive_cors=settings.permissive_cors,
+                max_client_batch_size=settings.max_client_batch_size,
+                max_body_bytes=settings.max_body_bytes,
+            ),
+        )
+        await fleet.wait_loaded()
+        self._announce()
+
+    async def _served_model(self, model: ModelSettings, spec: ModelSpec, engine: EngineHandle) -> ServedModel:
+        from hilbert.models import ServedModel
+        from hilbert.processors import TextProcessor
+        from hilbert.scheduler import Admission
+
+        settings = self._settings
+        others = {other.name for other in settings.models}
+        return ServedModel(
+            model.name,
+            spec,
+            await _in_thread(partial(TextProcessor, spec)),
+            engine,
+            Admission(settings.max_queued_tokens, settings.max_concurrent_requests),
+            aliases=() if model.model_id in others else (model.model_id,),
+            request_timeout_seconds=settings.request_timeout,
+        )
+
+    def _announce(self) -> None:
+        from hilbert.cli.banner import banner
+
+        for name, model in self._models.items():
+            info = model.engine.info
+            logger.info("%s: %s, %s on %s in %s", name, info.program, info.engine, info.device, info.dtype)
+        print(banner(self._settings, url_of(self._sock, self._settings)), flush=True)
+        logger.info("ready after %.2f s", time.monotonic() - self._started)
+
+    async def _drain(self, door: Door) -> None:
+        """Say that the server is going, and let everybody who is inside finish."""
+        if self._registry is None:
+            return
+        self._registry.is_draining = True
+        logger.info("finishing %d requests", door.num_inside)
+        leaving = asyncio.create_task(door.wait_until_empty())
+        forced = asyncio.create_task(self._stop_now.wait())
+        limit = self._settings.request_timeout + _DRAIN_MARGIN_SECONDS
+        await asyncio.wait({leaving, forced}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        forced.cancel()
+
+    def _on_signal(self) -> None:
+        """The first signal ends the server gently, the second at once."""
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    def _on_batch(self, name: str, stats: BatchStats) -> None:
+        model = self._models.get(name)
+        if model is not None:
+            model.metrics.on_batch(stats)
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Run a function in a thread that a shutdown need not wait for: a download may take minutes."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # None only where T is
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="hilbert-start", daemon=True).start()
+    return await future
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ModuleNotFoundError:  # not made for Windows
+        return None
+    return uvloop.new_event_loop
+
+
+def _log_to_stderr(level: str) -> None:
+    """Our own log at `level`; libraries only from warnings on, unless everything is wanted."""
+    logging.addLevelName(_TRACE_LEVEL, "TRACE")
+    number = _TRACE_LEVEL if level == "trace" else logging.getLevelNamesMapping()[level.upper()]
+    is_verbose = number <= logging.DEBUG
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=number if is_verbose else max(number, logging.WARNING),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("hilbert").setLevel(number)
