@@ -167,12 +167,11 @@ class StandInHub:
 
     def start(self) -> None:
         """Listen on a free port of loopback."""
-        hub = self
 
         class Handler(_Handler):
             pass
 
-        Handler.hub = hub
+        Handler.hub = self
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -303,9 +302,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _answer(self, path: str) -> _Answer:
+        blob = _BLOB.fullmatch(path)
+        if blob is not None:  # its address is the permission, as with signed addresses
+            return self._blob(blob["id"], blob["revision"], blob["name"])
         # Trees before infos: an id of one part would otherwise swallow "tree".
         for pattern, serve in (
-            (_BLOB, self._blob),
             (_TREE, self._tree),
             (_INFO, self._info),
             (_FILE, self._file),
