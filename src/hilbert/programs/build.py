@@ -88,9 +88,10 @@ def _packed(
         ours = _run_graph(graph, _probes(spec))
     except Exception as error:  # whatever an unknown architecture raises means it cannot run packed
         raise UnsupportedArchitecture(f"{type(error).__name__}: {error}") from error
-    model.set_attn_implementation(_own_attention(model))
+    switch: Callable[[str], None] = model.set_attn_implementation  # type: ignore[assignment]  # a method, not a tensor
+    switch(_own_attention(model))
     _compare(ours, _reference(graph, _probes(spec)), dtype)
-    model.set_attn_implementation(attention.NAME)
+    switch(attention.NAME)
     return Built(graph, "packed", reason, _num_parameters(model))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from inspect import signature
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -165,8 +165,9 @@ def _varlen_kernel() -> Callable[..., Tensor]:
     """Torch's kernel; in versions that can, told never to split a sequence by what its neighbours are."""
     from torch.nn.attention.varlen import varlen_attn
 
-    fixed = {"num_splits": 1} if "num_splits" in signature(varlen_attn).parameters else {}
-    return partial(varlen_attn, **fixed)
+    fixed: dict[str, Any] = {"num_splits": 1} if "num_splits" in signature(varlen_attn).parameters else {}
+    kernel: Callable[..., Any] = partial(varlen_attn, **fixed)
+    return kernel
 
 
 def _varlen_attn(*args: object, **kwargs: object) -> Tensor:

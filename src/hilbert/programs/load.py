@@ -37,8 +37,8 @@ def load_body(
     from transformers import AutoConfig, AutoModel, T5EncoderModel, UMT5EncoderModel
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = str(Path(spec.path) / spec.transformer_folder)
     builder: Any = {
         "t5": T5EncoderModel,

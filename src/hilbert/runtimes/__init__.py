@@ -1,11 +1,13 @@
-"""Whatever computes: `Batch` in, rows out. One protocol in `base`; each runtime is imported when it is chosen.
+"""Whatever computes: `Batch` in, rows out. One protocol in `base`, imported lazily by choice.
 
 Decides which runtime a model gets. Knows no queue, no request, no HTTP.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from hilbert.core import ModelSpec
 from hilbert.errors import InvalidInput, MissingDependency, UnsupportedArchitecture
@@ -15,7 +17,7 @@ from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 __all__ = ["Runtime", "RuntimeInfo", "RuntimeSettings", "has_cuda", "load_runtime"]
 
 
-def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime:
+def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
     """Load a model on the device that the settings name.
 
     Raises:
@@ -40,13 +42,14 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime:
         return _last_resort(spec, settings, error.message)
 
 
-def _last_resort(spec: ModelSpec, settings: RuntimeSettings, reason: str) -> Runtime:
+def _last_resort(spec: ModelSpec, settings: RuntimeSettings, reason: str) -> Runtime[Any]:
     """What can be neither packed nor traced runs through sentence-transformers, so nobody is turned away."""
     try:
         from hilbert.runtimes.sentence_transformers_runtime import SentenceTransformersRuntime
     except ImportError as error:
         raise MissingDependency(
-            f"{spec.model_id} can only be run by sentence-transformers ({reason}): pip install 'hilbert[torch]'"
+            f"{spec.model_id} can only be run by sentence-transformers ({reason}): "
+            "pip install 'hilbert[torch]'"
         ) from error
     return SentenceTransformersRuntime(spec, settings, reason)
 
@@ -65,8 +68,6 @@ def _engine(settings: RuntimeSettings) -> str:
 
 def has_cuda() -> bool:
     """Whether an NVIDIA device is visible, asked without importing torch."""
-    import os
-
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()

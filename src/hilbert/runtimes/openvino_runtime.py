@@ -8,6 +8,7 @@ the whole batch, a padded one is run once per length group.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,15 @@ from hilbert.errors import (
     UnsupportedArchitecture,
     WeightMismatch,
 )
-from hilbert.hub.artifacts import ArtifactStore, cpu_isa, fingerprint, is_intact, read_manifest, seal
+from hilbert.hub.artifacts import (
+    ArtifactStore,
+    cpu_isa,
+    fingerprint,
+    is_intact,
+    read_manifest,
+    seal,
+    write_manifest,
+)
 from hilbert.programs.choose import PROGRAM_VERSION
 from hilbert.runtimes import ov
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
@@ -118,8 +127,7 @@ def trace(spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool) ->
     child = subprocess.run(
         [sys.executable, "-m", "hilbert.programs.export"],
         input=msgspec.json.encode(order),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         check=False,
     )
     lines = child.stdout.decode(errors="replace").strip().splitlines()
@@ -133,6 +141,47 @@ def trace(spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool) ->
     if "error" in answer:
         raise _EXPORT_ERRORS.get(answer["error"], ModelError)(answer["message"])
     program: dict[str, Any] = answer["program"]
+    return program
+
+
+# Beside the graph, what `hub` and the processors read of a model.
+_DESCRIPTIONS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "config.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "modules.json",
+)
+
+
+def export_folder(spec: ModelSpec, settings: RuntimeSettings, folder: Path) -> dict[str, Any]:
+    """Write a self-contained folder that is served without torch.
+
+    Args:
+        folder: must not exist, or be empty.
+
+    Returns:
+        What the manifest says of the program.
+
+    Raises:
+        InvalidInput: the folder holds something already.
+        ModelError: the model cannot be traced.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InvalidInput(f"{folder} is not empty; name a folder that does not exist yet")
+    dtype = cpu_dtype(settings.dtype)
+    store = ArtifactStore(settings.cache_dir)
+    with store.building("export") as work:
+        program = trace(spec, dtype, work, settings.trust_remote_code)
+        for name in _DESCRIPTIONS:
+            for place in (Path(spec.path) / spec.transformer_folder, Path(spec.path)):
+                if (place / name).is_file():
+                    shutil.copyfile(place / name, work / name)
+                    break
+        write_manifest(work, spec, program)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(work, folder, dirs_exist_ok=True)
     return program
 
 

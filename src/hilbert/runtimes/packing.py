@@ -8,6 +8,7 @@ bounds how many shapes a compiled graph ever sees: exact shapes grew a process t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from hilbert.core import Sequence
 from hilbert.core.request import IntArray
 
 IndexArray = npt.NDArray[np.int64]
+Whole = TypeVar("Whole", int, IndexArray)
 
 # Groups of a packed batch. With 4 a batch in arrival order runs as fast as a sorted one; 8 cost more
 # than they save (bench/LOG.md).
@@ -173,5 +175,5 @@ def pack_groups(sequences: tuple[Sequence, ...]) -> list[PackedBatch]:
     return parts
 
 
-def _round_up(value, multiple):  # type: ignore[no-untyped-def]  # int or array alike
+def _round_up(value: Whole, multiple: int) -> Whole:
     return -(-value // multiple) * multiple

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Normalize
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
 from hilbert.core.request import FloatArray
@@ -48,7 +48,7 @@ class SentenceTransformersRuntime:
             ).eval()
         except Exception as error:  # anything: it is the last one asked
             raise UnsupportedArchitecture(
-                f"{spec.model_id} cannot be served: {reason}; and sentence-transformers cannot load it: {error}"
+                f"{spec.model_id} cannot be served: {reason}; nor can sentence-transformers load it: {error}"
             ) from error
         self._chain = list(self._model)
         if isinstance(self._chain[-1], Normalize):

@@ -64,7 +64,7 @@ def pick_device(device: str) -> str:
         if number >= torch.cuda.device_count():
             raise InvalidInput(
                 f"device {device!r} does not exist: torch {torch.__version__} sees "
-                f"{torch.cuda.device_count()} CUDA devices; take --device cpu or install a CUDA build of torch"
+                f"{torch.cuda.device_count()} CUDA devices; take --device cpu or a CUDA build of torch"
             )
         return f"cuda:{number}"
     if device == "mps" and not torch.backends.mps.is_available():
