@@ -109,8 +109,20 @@ def test_normalize_false_returns_the_models_own_rows(server, processor):
 @pytest.mark.parametrize("route", ROUTES)
 def test_nulls_unknown_fields_and_the_text_modality_are_taken(server, route):
     nulls = dict.fromkeys(
-        "encoding_format dimensions output_dimension user truncate prompt prompt_name input_type normalize "
-        "modality output_dtype model".split()
+        [
+            "encoding_format",
+            "dimensions",
+            "output_dimension",
+            "user",
+            "truncate",
+            "prompt",
+            "prompt_name",
+            "input_type",
+            "normalize",
+            "modality",
+            "output_dtype",
+            "model",
+        ]
     )
     plain = vectors(server.post(route, {"input": "a"}).json())
     assert np.array_equal(vectors(server.post(route, {"input": "a"} | nulls).json()), plain)

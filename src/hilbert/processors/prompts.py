@@ -9,7 +9,9 @@ from __future__ import annotations
 from hilbert.core import EmbedRequest, ModelSpec
 from hilbert.errors import InvalidInput
 
-# The names that sentence-transformers' encode_query and encode_document look for, first match wins.
+# The names that sentence-transformers' encode_query and encode_document look for, first match wins. (Its
+# encode_document never gets past "document", as it gives every model an empty prompt of that name; the
+# prompts here are the repository's own, so that a model with "passage" alone gets what its author meant.)
 _NAMES_BY_INPUT_TYPE: dict[str, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
