@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -230,7 +231,9 @@ def download(
     commit, listing = _patiently(look_up, model_id, revision, has_token)
     if not COMMIT.fullmatch(commit):
         raise HubOutOfReach(f"{endpoint()} names no commit for {model_id} at {revision!r}, but {commit!r}.")
-    wanted = wanted_files(listing, trust_remote_code=trust_remote_code)
+    wanted = wanted_files(
+        listing, trust_remote_code=trust_remote_code, prefer_graphs=find_spec("torch") is None
+    )
     if not wanted:
         raise NotOnHub(f"{model_id} at {revision!r} holds no model files, only {sorted(listing)[:5]}.")
 

@@ -15,6 +15,7 @@ import msgspec
 from hilbert.core import ModelSpec
 from hilbert.errors import ModelError, ModelUnavailable
 from hilbert.hub import bundled
+from hilbert.hub.artifacts import MANIFEST, read_manifest
 from hilbert.hub.digests import combined, digests_of
 from hilbert.hub.reading import read_spec
 from hilbert.hub.snapshots import Cached, check_names, find_cached, hub_cache, write_listing
@@ -51,9 +52,33 @@ def deciding_files(spec: ModelSpec) -> list[str]:
 
 def _of_folder(folder: Path, model_id: str, trust_remote_code: bool) -> ModelSpec:
     folder = folder.absolute()
+    if (exported := _of_exported(folder, model_id)) is not None:
+        return exported
     spec = read_spec(folder, model_id=model_id, trust_remote_code=trust_remote_code)
     digest = combined(digests_of(folder, deciding_files(spec)))
     return msgspec.structs.replace(spec, digest=digest)
+
+
+def _of_exported(folder: Path, model_id: str) -> ModelSpec | None:
+    """The spec inside a folder that `hilbert export` wrote; None for any other folder.
+
+    Raises:
+        ModelUnavailable: it was written by a version that this one does not understand.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(folder)
+    try:
+        spec = msgspec.convert(manifest["spec"] if manifest else None, ModelSpec)
+    except msgspec.ValidationError as error:
+        raise ModelUnavailable(
+            f"{folder / MANIFEST} was not written by this version of Hilbert ({error}); export the model "
+            "again with `hilbert export`."
+        ) from error
+    # The graph and the tokenizer lie side by side here; the original's weights are not here at all.
+    return msgspec.structs.replace(
+        spec, model_id=model_id, path=str(folder), transformer_folder="", weights=(), graph_files=()
+    )
 
 
 def _of_snapshot(cached: Cached, model_id: str, trust_remote_code: bool) -> ModelSpec:

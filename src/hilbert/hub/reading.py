@@ -251,8 +251,6 @@ def read_spec(
             f"{folder} holds no weights (model.safetensors, pytorch_model.bin) and no graph "
             "(openvino/, onnx/); download the model again (`hilbert models pull`)."
         )
-    if draft.kind != "other" and not (folder / "tokenizer.json").is_file():
-        draft.leave_to_sentence_transformers("it has no tokenizer.json")
 
     text = text_config(draft.config)
     size, vocab_size = hidden_size(draft.config), text.get("vocab_size")
@@ -271,8 +269,14 @@ def read_spec(
         draft.leave_to_sentence_transformers("config.json gives no hidden_size or vocab_size")
 
     settings = draft.settings
+    prompts = _prompts(settings)
     similarity = settings.get("similarity_fn_name")
     default_prompt = settings.get("default_prompt_name")
+    if default_prompt is not None and default_prompt not in prompts:
+        raise ModelError(
+            f"{snapshot / 'config_sentence_transformers.json'}: default_prompt_name is {default_prompt!r}, "
+            f"the prompts are {sorted(prompts)}."
+        )
     return ModelSpec(
         model_id=model_id,
         path=str(snapshot),
@@ -291,8 +295,8 @@ def read_spec(
         max_model_len=length,
         vocab_size=vocab_size if isinstance(vocab_size, int) else 0,
         lower_case=draft.lower_case,
-        prompts=_prompts(settings),
-        default_prompt_name=default_prompt if isinstance(default_prompt, str) else None,
+        prompts=prompts,
+        default_prompt_name=default_prompt,
         similarity=similarity if similarity in SIMILARITIES else "cosine",
         weights=weights,
         graph_files=graphs,

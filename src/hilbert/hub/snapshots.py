@@ -26,41 +26,43 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,249}")
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja")
-SAFE_WEIGHTS = ("*.safetensors",)
-PICKLED_WEIGHTS = ("pytorch_model*.bin", "*/pytorch_model*.bin", "model.pt", "*.pt")
+# Whole or in shards; not the variants (``model.fp16.safetensors``, ``consolidated.safetensors``).
+SAFE_WEIGHTS = re.compile(r"(?:.*/)?model(?:-\d+-of-\d+)?\.safetensors")
+PICKLED_WEIGHTS = re.compile(r"(?:.*/)?(?:pytorch_model(?:-\d+-of-\d+)?\.bin|(?:pytorch_)?model\.pt)")
+# By preference: OpenVINO's own format, then ONNX with the data that it may keep beside itself.
 GRAPHS = (
-    "openvino/openvino_model.*",
-    "openvino_model.*",
-    "onnx/model.onnx",
-    "onnx/model.onnx_data",
-    "model.onnx",
+    re.compile(r"(?:openvino/)?openvino_model\.(?:xml|bin)"),
+    re.compile(r"(?:onnx/)?model\.onnx(?:[._]data)?"),
 )
-CODE = ("*.py",)
 # Folders that hold the same weights for other programs, or training state.
 FOREIGN_FOLDERS = ("onnx/", "openvino/", "checkpoint", "coreml/", "tflite/", "gguf/", "original/", ".")
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def wanted_files(names: Iterable[str], *, trust_remote_code: bool = False) -> list[str]:
+def wanted_files(
+    names: Iterable[str], *, trust_remote_code: bool = False, prefer_graphs: bool = False
+) -> list[str]:
     """The files of a repository that a model is served from.
 
-    JSON and tokenizer files; safetensors, or pickles where a folder has no safetensors; shipped graphs
-    only where there are no weights at all; code only when it is trusted.
+    JSON and tokenizer files; safetensors, or pickles where a folder has no safetensors; code only when
+    it is trusted. Shipped graphs come instead of the weights where they are preferred or alone.
     """
     names = sorted(names)
     own = [name for name in names if not name.startswith(FOREIGN_FOLDERS)]
-    safe = [name for name in own if _matches(name, SAFE_WEIGHTS)]
+    safe = [name for name in own if SAFE_WEIGHTS.fullmatch(name)] or [
+        name for name in own if name.endswith(".safetensors")
+    ]
     covered = {name.rpartition("/")[0] for name in safe}
     pickled = [
-        name for name in own if _matches(name, PICKLED_WEIGHTS) and name.rpartition("/")[0] not in covered
+        name for name in own if PICKLED_WEIGHTS.fullmatch(name) and name.rpartition("/")[0] not in covered
     ]
-    small = [name for name in own if _matches(name, SMALL_FILES)]
-    graphs = [name for name in names if _matches(name, GRAPHS)] if not safe + pickled else []
-    code = [name for name in own if _matches(name, CODE)] if trust_remote_code else []
-    return sorted({*small, *safe, *pickled, *graphs, *code})
+    weights = safe + pickled
+    graphs = next((found for kind in GRAPHS if (found := [n for n in names if kind.fullmatch(n)])), [])
+    if graphs and (prefer_graphs or not weights):
+        # Modules in folders of their own (Dense) keep their weights: no graph holds them.
+        weights = [*graphs, *(name for name in weights if "/" in name)]
+    small = [name for name in own if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)]
+    code = [name for name in own if name.endswith(".py")] if trust_remote_code else []
+    return sorted({*small, *weights, *code})
 
 
 def hub_cache() -> Path:
@@ -158,5 +160,9 @@ def find_cached(
     listing = _listing(path)
     if listing is None:
         return Cached(path, commit, None)
-    wanted = wanted_files(listing, trust_remote_code=trust_remote_code)
-    return Cached(path, commit, all((path / name).is_file() for name in wanted))
+    # Either choice serves: a machine without torch may have traced the weights while it had torch.
+    plans = (
+        wanted_files(listing, trust_remote_code=trust_remote_code, prefer_graphs=prefer_graphs)
+        for prefer_graphs in (False, True)
+    )
+    return Cached(path, commit, any(all((path / name).is_file() for name in plan) for plan in plans))
