@@ -40,17 +40,9 @@ class Connection(asyncio.BufferedProtocol):
         self._out: list[Buffer] = []
         self._error: Exception | None = None
 
-    @classmethod
-    async def open(
-        cls,
-        sock: socket.socket,
-        on_frame: Callable[[Frame], None],
-        on_lost: Callable[[Exception | None], None],
-    ) -> Connection:
-        """Take over a connected unix socket."""
-        loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_unix_connection(lambda: cls(on_frame, on_lost), sock=sock)
-        return protocol
+    async def attach(self, sock: socket.socket) -> None:
+        """Take over a connected unix socket. Frames may arrive before this returns."""
+        await self._loop.create_unix_connection(lambda: self, sock=sock)
 
     def write(self, frame: list[Buffer]) -> None:
         """Send a frame, together with whatever else is written in this turn of the loop."""

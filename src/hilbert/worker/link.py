@@ -109,7 +109,10 @@ class Link:
 
     async def open(self) -> None:
         """Connect, and begin to ping."""
-        self._connection = await Connection.open(self._process.sock, self._receive, self._on_hang_up)
+        # Known before the first frame can arrive: the hello of a worker that was started ahead is read
+        # before `open` returns, and is answered at once.
+        self._connection = Connection(self._receive, self._on_hang_up)
+        await self._connection.attach(self._process.sock)
         self._tick()
 
     def write(self, frame: list[Buffer]) -> None:
