@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -10,6 +11,7 @@ import pytest
 
 from hilbert.core import Request, Sequence
 from hilbert.engine import BatchStats, Health
+from hilbert.engine.assembly import Pending
 from hilbert.errors import InvalidInput, RequestTimeout, ShuttingDown
 from hilbert.testing.runtime import FakeRuntime, tokens
 
@@ -82,6 +84,35 @@ def test_a_batch_that_cannot_start_stays_open_for_newcomers(make_bench):
     assert [len(b.sequences) for b in bench.runtime.batches] == [1, 18]
 
 
+def test_while_a_batch_is_open_only_a_full_one_is_taken(make_bench):
+    bench = make_bench(max_batch_tokens=4, is_started=False)  # this thread does the steps
+    engine = bench.engine
+    bench.submit(tokens(1))
+    first = engine.take()
+    bench.submit(tokens(2))
+    assert engine._next_work() is None
+    bench.submit(tokens(3, 4, 5))
+    second = engine.take()
+    assert second.batch.num_tokens == 4
+    bench.submit(tokens(6))
+    engine.mark_done(first)
+    assert engine._next_work() is None
+    engine.mark_done(second)
+    assert engine.take().batch.num_tokens == 1
+
+
+def test_a_slow_deliver_does_not_hold_up_the_next_batch(make_bench):
+    bench = make_bench()
+    may_go_on = threading.Event()
+    bench.runtime.hold()
+    bench.engine.submit(Request(99, (Sequence(99, 0, tokens(1)),)), lambda output: may_go_on.wait())
+    bench.runtime.wait_for_run()
+    other = bench.submit(tokens(2))
+    bench.runtime.release()
+    other.check_rows()
+    may_go_on.set()
+
+
 def test_requests_may_come_before_the_start(make_bench):
     bench = make_bench(is_started=False)
     caller = bench.submit(tokens(1))
@@ -129,6 +160,21 @@ def test_rows_of_a_cancelled_request_do_not_reach_the_next_one_with_its_id(make_
     assert not cancelled.is_answered
 
 
+def test_cancelling_between_the_copy_of_the_rows_and_the_answer(make_bench, monkeypatch):
+    bench = make_bench()
+
+    def put(self, first, rows, original=Pending.put):
+        original(self, first, rows)
+        if self.request.id == 1:
+            bench.engine.cancel(1)
+
+    monkeypatch.setattr(Pending, "put", put)
+    cancelled = bench.submit(tokens(1))
+    bench.submit(tokens(2)).check_rows()
+    assert bench.engine.drain(10)
+    assert not cancelled.is_answered
+
+
 def test_cancelling_what_is_answered_changes_nothing(make_bench):
     bench = make_bench()
     caller = bench.submit(tokens(1))
@@ -157,6 +203,8 @@ def test_a_nearer_deadline_wakes_the_watcher_earlier(make_bench):
     bench.runtime.hold()
     far = bench.submit(tokens(1, 2, 3, 4), deadline=time.monotonic() + 3600)
     bench.runtime.wait_for_run()
+    while not 0 < bench.engine._watched_until < math.inf:  # until the watcher sleeps towards the far one
+        threading.Event().wait(0.001)
     near = bench.submit(tokens(1), deadline=time.monotonic() + 0.02)
     assert isinstance(near.failure(), RequestTimeout)
     bench.runtime.release()

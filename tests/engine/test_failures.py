@@ -20,6 +20,7 @@ from hilbert.errors import (
     ShuttingDown,
     WorkerLost,
 )
+from hilbert.testing.clock import ManualClock
 from hilbert.testing.runtime import FakeRuntime, tokens
 
 BAD, SICK, LOST, HANG, SHORT = 901, 902, 903, 904, 905
@@ -218,6 +219,25 @@ def test_many_short_batches_are_not_a_hung_one(make_bench):
     bench = make_bench(FakeRuntime(seconds_per_batch=0.02), max_batch_tokens=2, batch_timeout_seconds=0.2)
     bench.submit(*(tokens(i, 1) for i in range(30))).check_rows()
     assert bench.engine.health is Health.READY
+
+
+def test_waiting_for_the_turn_is_not_hanging(make_bench):
+    device, clock = Device(), ManualClock()
+    holder = make_bench(device=device, name="engine-a")
+    waiter = make_bench(device=device, name="engine-b", clock=clock, batch_timeout_seconds=10.0)
+    holder.runtime.hold()
+    first = holder.submit(tokens(1))
+    holder.runtime.wait_for_run()
+    second = waiter.submit(tokens(2))
+    while not device._waiting:
+        threading.Event().wait(0.001)
+    clock.advance(1000)
+    for _ in range(2):  # a late request makes the watcher look; after the second it has looked in full
+        assert isinstance(waiter.submit(tokens(3), deadline=clock() - 1).failure(), RequestTimeout)
+    assert waiter.engine.health is Health.READY
+    holder.runtime.release()
+    first.check_rows()
+    second.check_rows()
 
 
 def test_a_hung_engine_takes_the_others_on_its_device_along(make_bench):

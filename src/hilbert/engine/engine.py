@@ -29,9 +29,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -44,7 +44,7 @@ from hilbert.engine.assembly import Deliver, Pending, copy_of, runs_of
 from hilbert.engine.base import Health
 from hilbert.engine.device import Device
 from hilbert.engine.stats import BatchStats
-from hilbert.engine.step import Work, WrongShape, is_finite, step
+from hilbert.engine.step import Work, WrongShape, bad_rows, step
 from hilbert.errors import (
     EngineError,
     NonFiniteOutput,
@@ -235,17 +235,15 @@ class Engine(Generic[Prepared]):
 
     def mark_done(self, work: Work) -> None:
         """`run` is over: the other thread may now cut its batch, while this one delivers."""
-        work.limit = math.inf
         work.done_at = self._clock()
         self._close_work(work)
 
     def deliver(self, work: Work, rows: FloatArray) -> None:
         """Hand the rows ``[B, E]`` of a batch to their requests and answer those that are complete."""
         sequences = work.batch.sequences
-        if not is_finite(rows):
-            good = np.flatnonzero(np.isfinite(rows).all(axis=1))
-            bad = np.setdiff1d(np.arange(len(rows)), good)
+        if bad := bad_rows(rows):
             self._again_alone(work, [sequences[i] for i in bad])
+            good = np.setdiff1d(np.arange(len(rows)), bad)
             sequences, rows = tuple(sequences[i] for i in good), rows[good]
         runs = runs_of(sequences)
         run_seconds = work.done_at - work.turn_at
@@ -399,7 +397,7 @@ class Engine(Generic[Prepared]):
         """What the caller is told: our own errors as they are, others by an id found in the log."""
         if isinstance(error, ServingError):
             return error
-        error_id = uuid.uuid4().hex[:12]
+        error_id = os.urandom(6).hex()
         logger.error("%s: an input cannot be run, error %s", self.name, error_id, exc_info=error)
         return EngineError(f"the model failed on this input (error {error_id})")
 
