@@ -23,7 +23,7 @@ import machine
 from hilbert.core import Request, Sequence
 from hilbert.hub import resolve
 from hilbert.runtimes import RuntimeSettings, load_runtime
-from inprocess import IN_FLIGHT, rate, running_engine, token_ids
+from inprocess import IN_FLIGHT, feed, rate, running_engine, token_ids
 from peers import BENCH, TMP
 from workloads import Corpus, mixed, short
 
@@ -67,7 +67,7 @@ def query_beside(engine: Any, bulk: list[Any], queries: list[Any], seconds: floa
 
 def measure(runtime: Any, budget: int, inputs: dict[str, list[Any]], seconds: float) -> dict[str, float]:
     with running_engine(runtime, budget) as engine:
-        rate(engine, inputs["mixed"][:100], IN_FLIGHT, 0.0)
+        feed(engine, inputs["mixed"][:100], IN_FLIGHT)
         found = {
             f"{name}_{load}_tokens_per_second": rate(engine, ids, in_flight, seconds)["tokens_per_second"]
             for name, ids in inputs.items()

@@ -8,10 +8,10 @@
 while requests of many texts run on another connection. Each prints one line of JSON.
 
 A closed loop stops sending after its time, **waits for what is in flight** and divides all answers by the
-time of the last one. A generator that hangs up instead (wrk does) loses up to one request per connection, which
-takes 10 % from a server that answers ten per connection and nothing from a fast one; and it leaves the
-abandoned requests in the queue, where they spoil the next measurement. On uvloop a request costs 12 us of
-processor time here, against 8 us in wrk.
+time of the last one. A generator that hangs up instead (wrk does) loses up to one request per connection,
+which takes 10 % from a server that answers ten per connection and nothing from a fast one; and it leaves
+the abandoned requests in the queue, where they spoil the next measurement. On uvloop a request costs 12 us
+of processor time here, against 8 us in wrk.
 """
 
 from __future__ import annotations

@@ -144,5 +144,5 @@ def first_vector(port: int, path: str, body: bytes, alive: Callable[[], bool], l
         if status == 200:
             return
         last = f"{status} {answer[:200]!r}"
-        time.sleep(0.002)
+        time.sleep(0.005)
     raise RuntimeError(f"no vector within {limit:.0f} s; last: {last}")
