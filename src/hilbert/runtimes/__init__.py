@@ -38,7 +38,14 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
 
     try:
         return load_openvino(spec, settings)
-    except UnsupportedArchitecture as error:
+    except (UnsupportedArchitecture, MissingDependency) as error:
+        if spec.graph_files:
+            from hilbert.runtimes.openvino_runtime import cpu_dtype
+            from hilbert.runtimes.shipped import ShippedRuntime
+
+            return ShippedRuntime(spec, settings, cpu_dtype(settings.dtype))
+        if isinstance(error, MissingDependency):
+            raise
         return _last_resort(spec, settings, error.message)
 
 

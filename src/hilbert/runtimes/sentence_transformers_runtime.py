@@ -62,7 +62,7 @@ class SentenceTransformersRuntime:
             dtype=str(next(self._model.parameters()).dtype).removeprefix("torch."),
             program="sentence-transformers",
             reason=reason,
-            dimensions=spec.dimensions,
+            dimensions=self._model.get_embedding_dimension() or spec.dimensions,
             outputs=frozenset({OutputType.DENSE}),
             max_batch_tokens=2048 if self._model.device.type == "cpu" else 16_384,
         )
