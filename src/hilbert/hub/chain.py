@@ -95,11 +95,16 @@ def _pooling(config: dict[str, Any], source: Path) -> PoolingModule:
     return PoolingModule(modes or (PoolingMode.MEAN,), bool(config.get("include_prompt", True)))
 
 
-def _dense(config: dict[str, Any], folder: str, source: Path, trust_remote_code: bool) -> DenseModule:
+def _check_names(config: dict[str, Any], folder: str) -> None:
+    """Newer modules may work on something else than the pooled vector, e.g. on every token."""
     read = config.get("module_input_name") or "sentence_embedding"
     written = config.get("module_output_name") or read
     if (read, written) != ("sentence_embedding", "sentence_embedding"):
-        raise Unsupported(f"Dense in {folder!r} reads {read!r} and writes {written!r}")
+        raise Unsupported(f"the module in {folder!r} reads {read!r} and writes {written!r}")
+
+
+def _dense(config: dict[str, Any], folder: str, source: Path, trust_remote_code: bool) -> DenseModule:
+    _check_names(config, folder)
     if config.get("use_residual"):
         raise Unsupported(f"Dense in {folder!r} has a residual connection")
     activation = config.get("activation_function", DEFAULT_ACTIVATION)
@@ -143,6 +148,7 @@ def read_chain(
             case "LayerNorm":
                 modules.append(LayerNormModule(entry.folder, _size(config, source, "dimension")))
             case "Normalize":
+                _check_names(config, entry.folder)
                 modules.append(NormalizeModule())
             case "Dropout":
                 continue  # does nothing outside training

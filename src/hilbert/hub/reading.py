@@ -31,6 +31,8 @@ TRANSFORMER_CONFIGS = (
     "sentence_xlnet_config.json",
 )
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+# Names that sentence-transformers knows for every model, with an empty text where the repository has none.
+EMPTY_PROMPTS = ("query", "document")
 TASKS = {
     "CrossEncoder": Task.RERANK,
     "SparseEncoder": Task.SPARSE_EMBED,
@@ -272,7 +274,7 @@ def read_spec(
     prompts = _prompts(settings)
     similarity = settings.get("similarity_fn_name")
     default_prompt = settings.get("default_prompt_name")
-    if default_prompt is not None and default_prompt not in prompts:
+    if default_prompt is not None and default_prompt not in {*prompts, *EMPTY_PROMPTS}:
         raise ModelError(
             f"{snapshot / 'config_sentence_transformers.json'}: default_prompt_name is {default_prompt!r}, "
             f"the prompts are {sorted(prompts)}."
