@@ -226,6 +226,35 @@ def test_drain_finishes_what_is_there_and_takes_nothing_new(make_bench):
         caller.check_rows()
 
 
+def test_drain_waits_for_the_last_answer_to_be_delivered(make_bench):
+    bench = make_bench()
+    may_go_on, is_delivering = threading.Event(), threading.Event()
+
+    def deliver(output):
+        is_delivering.set()
+        may_go_on.wait()
+
+    bench.engine.submit(Request(99, (Sequence(99, 0, tokens(1)),)), deliver)
+    assert is_delivering.wait(10)
+    assert bench.engine.num_requests == 0
+    assert bench.engine.drain(0.02) is False
+    may_go_on.set()
+    assert bench.engine.drain(10) is True
+
+
+def test_drain_of_an_engine_whose_last_request_is_cancelled(make_bench):
+    bench = make_bench()
+    bench.runtime.hold()
+    caller = bench.submit(tokens(1))
+    bench.runtime.wait_for_run()
+    drainer = threading.Thread(target=bench.engine.drain, args=(20,))
+    drainer.start()
+    assert bench.engine.cancel(caller.request.id)
+    drainer.join(10)
+    assert not drainer.is_alive()
+    bench.runtime.release()
+
+
 def test_stop_answers_the_rest(make_bench):
     bench = make_bench(max_batch_tokens=4)
     bench.runtime.hold()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -269,6 +270,23 @@ def test_a_bug_in_the_engine_answers_every_caller(make_bench, caplog, monkeypatc
     assert "a bug" in caplog.text
     assert bench.engine.health is Health.FAILED
     other.submit(tokens(1)).check_rows()
+
+
+def test_a_bug_in_the_watcher_answers_every_caller(make_bench, caplog, monkeypatch):
+    bench = make_bench()
+    bench.runtime.hold()
+    caller = bench.submit(tokens(1))
+    bench.runtime.wait_for_run()
+
+    def broken(now):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(bench.engine._scheduler, "expire", broken)
+    with contextlib.suppress(EngineError):  # the watcher may have looked already
+        late = bench.submit(tokens(2), deadline=time.monotonic())
+        assert type(late.failure()) is EngineError
+    assert type(caller.failure()) is EngineError
+    assert "a bug" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -104,6 +104,7 @@ class Engine(Generic[Prepared]):
         self._health = Health.LOADING
         self._failure: ServingError | None = None
         self._pending: dict[int, Pending] = {}
+        self._num_delivering = 0  # no longer pending, and their `deliver` has not returned
         self._retries: deque[Work] = deque()
         self._is_retry_next = True
         self._open_works: dict[int, Work] = {}  # taken and not yet through `run`, by id()
@@ -137,9 +138,10 @@ class Engine(Generic[Prepared]):
         with self._lock:
             assert self._health is Health.LOADING, f"an engine starts once; this one is {self._health}"
             self._health = Health.READY
-        names = [f"{self.name}-step-{i}" for i in range(self.runtime.num_slots)]
-        self._threads = [threading.Thread(target=self._steps, name=n, daemon=True) for n in names]
-        self._threads.append(threading.Thread(target=self._watch, name=f"{self.name}-watch", daemon=True))
+        lives = {f"{self.name}-step-{i}": self._steps for i in range(self.runtime.num_slots)}
+        lives[f"{self.name}-watch"] = self._watch
+        for name, life in lives.items():
+            self._threads.append(threading.Thread(target=self._live, args=(life,), name=name, daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -179,11 +181,13 @@ class Engine(Generic[Prepared]):
             pending = self._pending.get(request_id)
             if pending is None:
                 return False
-            self._close(pending)
+            self._close(pending, is_delivered=False)
             return True
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Refuse new requests and wait until all that came before are answered.
+        """Refuse new requests and wait until `deliver` has returned for all that came before.
+
+        Not to be called from within a `deliver`.
 
         Returns:
             Whether that happened within `timeout` seconds.
@@ -191,7 +195,7 @@ class Engine(Generic[Prepared]):
         with self._lock:
             if self._health in (Health.READY, Health.LOADING):
                 self._health = Health.DRAINING
-            return self._is_idle.wait_for(lambda: not self._pending, timeout)
+            return self._is_idle.wait_for(lambda: not self._pending and not self._num_delivering, timeout)
 
     def stop(self) -> None:
         """Answer what is left with ShuttingDown and end the threads. A hung batch is not waited for."""
@@ -199,7 +203,7 @@ class Engine(Generic[Prepared]):
             is_hung = self._health is Health.FAILED
             self._health = Health.STOPPED
             abandoned = self._close_all()
-        self._answer_failure(abandoned, ShuttingDown("the server is shutting down"))
+        self._answer(abandoned, ShuttingDown("the server is shutting down"))
         give_up_at = time.monotonic() + (0.0 if is_hung else self._batch_timeout_seconds)
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -270,13 +274,15 @@ class Engine(Generic[Prepared]):
         if isinstance(error, WorkerLost):
             self._fail(error)
         elif len(work.batch.sequences) > 1 and not isinstance(error, WrongShape):
-            logger.warning(
-                "%s: a batch of %d sequences raised %r; running its halves",
-                self.name,
-                len(work.batch.sequences),
-                error,
-            )
-            middle = len(work.batch.sequences) // 2
+            num_sequences = len(work.batch.sequences)
+            if not work.is_retry:  # once per batch: a bad input among many would fill the log
+                logger.warning(
+                    "%s: a batch of %d sequences raised %r; running its halves",
+                    self.name,
+                    num_sequences,
+                    error,
+                )
+            middle = num_sequences // 2
             self._again(work, work.batch.sequences[:middle], work.batch.sequences[middle:])
         else:
             self._fail_sequences(work.batch.sequences, self._as_serving_error(error))
@@ -284,14 +290,18 @@ class Engine(Generic[Prepared]):
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _steps(self) -> None:
-        """The life of a step thread. It never dies silently: that would leave callers waiting."""
+    def _live(self, life: Callable[[], None]) -> None:
+        """Run a thread. None of ours dies silently: that would leave callers waiting."""
         try:
-            while step(self):
-                pass
+            life()
         except BaseException as error:
-            logger.exception("%s: a step thread broke", self.name)
+            logger.exception("%s: a thread broke", self.name)
             self._fail(EngineError(f"the engine broke: {type(error).__name__}"))
+
+    def _steps(self) -> None:
+        """The life of a step thread."""
+        while step(self):
+            pass
 
     def _watch(self) -> None:
         """The life of the watcher: deadlines of requests, time limits of batches."""
@@ -316,7 +326,7 @@ class Engine(Generic[Prepared]):
             for pending in late:
                 waited = now - pending.submitted_at
                 message = f"the request was not answered within its {waited:.2f} s and was dropped"
-                self._answer_failure([pending], RequestTimeout(message))
+                self._answer([pending], RequestTimeout(message))
             if hung is not None:
                 self._fail(
                     WorkerLost(
@@ -418,12 +428,14 @@ class Engine(Generic[Prepared]):
             self._close(pending)
             complete.append(pending)
 
-    def _close(self, pending: Pending) -> None:
-        """From now on nobody else answers this request. Under the lock."""
+    def _close(self, pending: Pending, *, is_delivered: bool = True) -> None:
+        """From now on nobody else answers this request; the caller of this does. Under the lock."""
         pending.is_answered = True
         del self._pending[pending.request.id]
         self._scheduler.finish(pending.request.id)
-        if not self._pending:
+        if is_delivered:
+            self._num_delivering += 1
+        elif not self._pending:
             self._is_idle.notify_all()
 
     def _close_all(self) -> list[Pending]:
@@ -447,7 +459,7 @@ class Engine(Generic[Prepared]):
         logger.error("%s: %s; %d requests are answered with an error", self.name, error, len(abandoned))
         if isinstance(error, WorkerLost):
             self.device.fail(error.message)  # whoever waits behind us would wait for ever
-        self._answer_failure(abandoned, error)
+        self._answer(abandoned, error)
         if self._on_failed is not None:
             self._on_failed(error)
 
@@ -456,19 +468,18 @@ class Engine(Generic[Prepared]):
             return copy_of(self._failure)
         return ShuttingDown("the server is shutting down and takes no new requests")
 
-    def _answer(self, complete: list[Pending]) -> None:
-        for pending in complete:
-            self._deliver_one(pending, None)
-
-    def _answer_failure(self, pendings: list[Pending], error: ServingError) -> None:
+    def _answer(self, pendings: list[Pending], error: ServingError | None = None) -> None:
+        """Deliver what `_close` has reserved: rows, or the same error for the whole request."""
         for pending in pendings:
-            self._deliver_one(pending, error)
-
-    def _deliver_one(self, pending: Pending, error: ServingError | None) -> None:
-        try:
-            pending.deliver(pending.output() if error is None else pending.failure(error))
-        except Exception:
-            logger.exception("%s: delivering request %d failed", self.name, pending.request.id)
+            try:
+                pending.deliver(pending.output() if error is None else pending.failure(error))
+            except Exception:
+                logger.exception("%s: delivering request %d failed", self.name, pending.request.id)
+        if pendings:
+            with self._lock:
+                self._num_delivering -= len(pendings)
+                if not self._pending:
+                    self._is_idle.notify_all()
 
     def _report(self, work: Work, error: str) -> None:
         if self._on_batch is None:
