@@ -1,6 +1,7 @@
-"""The last resort: sentence-transformers itself, on padded batches of similar length.
+"""The last resort: sentence-transformers itself, on batches of equal length.
 
-For models that can be neither packed nor traced. The tokens still come from our processor, and the
+For models that can be neither packed nor traced. Sequences of equal length run together, so that there is
+no padding that a module unknown to us (a convolution, say) might let into a vector. The tokens still come from our processor, and the
 trailing Normalize is still ours, so a request means the same on every runtime.
 """
 
@@ -18,14 +19,12 @@ from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
 from hilbert.core.request import FloatArray
 from hilbert.errors import OutOfMemory, UnsupportedArchitecture
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
-from hilbert.runtimes.packing import length_groups
-
-IndexArray = np.ndarray[Any, np.dtype[np.int64]]
+from hilbert.runtimes.packing import IndexArray
 
 
 @dataclass(slots=True)
-class _Padded:
-    """Rows of one length group, padded, and where they go."""
+class _Stack:
+    """Sequences of one length, and where their rows go."""
 
     members: IndexArray
     features: dict[str, Any]
@@ -53,9 +52,8 @@ class SentenceTransformersRuntime:
         self._chain = list(self._model)
         if isinstance(self._chain[-1], Normalize):
             self._chain.pop()
-        tokenizer = self._model.tokenizer
-        self._pad_id = int(getattr(tokenizer, "pad_token_id", None) or 0)
-        self._left = getattr(tokenizer, "padding_side", "right") == "left"
+        names = getattr(self._model.tokenizer, "model_input_names", ())
+        self._takes_types = "token_type_ids" in names
         self.info = RuntimeInfo(
             engine="torch",
             device=str(self._model.device),
@@ -67,28 +65,30 @@ class SentenceTransformersRuntime:
             max_batch_tokens=2048 if self._model.device.type == "cpu" else 16_384,
         )
 
-    def prepare(self, batch: Batch) -> list[_Padded]:
-        """Pad each length group to its own longest."""
+    def prepare(self, batch: Batch) -> list[_Stack]:
+        """Stack the sequences of each length."""
+        lengths = np.array([s.num_tokens for s in batch.sequences])
+        order = np.argsort(lengths, kind="stable")
         return [
-            _Padded(members, self._pad([batch.sequences[i] for i in members.tolist()]))
-            for members in length_groups(batch.sequences)
+            _Stack(members, self._features([batch.sequences[i] for i in members.tolist()]))
+            for members in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
         ]
 
-    def run(self, prepared: list[_Padded]) -> BatchOutput:
+    def run(self, prepared: list[_Stack]) -> BatchOutput:
         """See `Runtime.run`."""
         dense: FloatArray = np.empty(
             (sum(len(p.members) for p in prepared), self.info.dimensions), np.float32
         )
         try:
             with torch.inference_mode():
-                for padded in prepared:
+                for stack in prepared:
                     features = {
                         k: v.to(self._model.device) if isinstance(v, torch.Tensor) else v
-                        for k, v in padded.features.items()
+                        for k, v in stack.features.items()
                     }
                     for module in self._chain:
                         features = module(features)
-                    dense[padded.members] = features["sentence_embedding"].float().cpu().numpy()
+                    dense[stack.members] = features["sentence_embedding"].float().cpu().numpy()
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(str(error).splitlines()[0]) from error
         return BatchOutput(dense=dense)
@@ -98,24 +98,13 @@ class SentenceTransformersRuntime:
         del self._model
         del self._chain
 
-    def _pad(self, sequences: list[Sequence]) -> dict[str, Any]:
-        width = max(s.num_tokens for s in sequences)
-        ids = np.full((len(sequences), width), self._pad_id, np.int64)
-        types = np.zeros_like(ids)
-        mask = np.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            n = sequence.num_tokens
-            span = slice(width - n, width) if self._left else slice(0, n)
-            ids[row, span] = sequence.input_ids
-            mask[row, span] = 1
-            if sequence.token_type_ids is not None:
-                types[row, span] = sequence.token_type_ids
-        features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask),
-        }
-        if "token_type_ids" in getattr(self._model.tokenizer, "model_input_names", ()):
-            features["token_type_ids"] = torch.from_numpy(types)
+    def _features(self, sequences: list[Sequence]) -> dict[str, Any]:
+        ids = torch.from_numpy(np.stack([s.input_ids for s in sequences]).astype(np.int64))
+        features: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self._takes_types:
+            blank = np.zeros(ids.shape[1], np.int32)
+            types = [blank if s.token_type_ids is None else s.token_type_ids for s in sequences]
+            features["token_type_ids"] = torch.from_numpy(np.stack(types).astype(np.int64))
         if sequences[0].prompt_len:
             features["prompt_length"] = sequences[0].prompt_len
         return features

@@ -134,7 +134,7 @@ def _pad(sequences: list[Sequence], members: IndexArray) -> _Padded:
 def _pool(hidden: FloatArray, mask: np.ndarray, mode: PoolingMode) -> FloatArray:
     """``[B, S, D]`` and a mask ``[B, S]`` → ``[B, D]`` float32."""
     if mode is PoolingMode.CLS:
-        return hidden[:, 0]
+        return np.asarray(hidden[:, 0], np.float32)
     if mode is PoolingMode.LAST:
         last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
         return hidden[np.arange(len(hidden)), last]
@@ -178,7 +178,10 @@ class _Head:
     def __call__(self, rows: FloatArray) -> FloatArray:
         """``[B, D]`` → ``[B, E]``."""
         if isinstance(self._module, NormalizeModule):
-            return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+            normal: FloatArray = rows / np.maximum(
+                np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12)
+            )
+            return normal
         bias = np.float32(0) if self._bias is None else self._bias
         if isinstance(self._module, LayerNormModule):
             centred = rows - rows.mean(axis=1, keepdims=True)
