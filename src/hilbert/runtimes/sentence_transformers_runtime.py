@@ -1,8 +1,8 @@
 """The last resort: sentence-transformers itself, on batches of equal length.
 
 For models that can be neither packed nor traced. Sequences of equal length run together, so that there is
-no padding that a module unknown to us (a convolution, say) might let into a vector. The tokens still come from our processor, and the
-trailing Normalize is still ours, so a request means the same on every runtime.
+no padding that a module unknown to us (a convolution, say) might let into a vector. The tokens still come
+from our processor, and the trailing Normalize is still ours, so a request means the same on every runtime.
 """
 
 from __future__ import annotations

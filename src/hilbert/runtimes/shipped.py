@@ -131,10 +131,10 @@ def _pad(sequences: list[Sequence], members: IndexArray) -> _Padded:
     return _Padded(members, arrays, np.array([s.prompt_len for s in sequences]))
 
 
-def _pool(hidden: FloatArray, mask: np.ndarray, mode: PoolingMode) -> FloatArray:
+def _pool(hidden: Any, mask: np.ndarray, mode: PoolingMode) -> Any:
     """``[B, S, D]`` and a mask ``[B, S]`` → ``[B, D]`` float32."""
     if mode is PoolingMode.CLS:
-        return np.asarray(hidden[:, 0], np.float32)
+        return hidden[:, 0]
     if mode is PoolingMode.LAST:
         last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
         return hidden[np.arange(len(hidden)), last]
