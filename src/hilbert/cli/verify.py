@@ -104,8 +104,8 @@ def certify(settings: ServerSettings) -> Certificate:
         info, spec = model.info, model.spec
         if (Path(spec.path) / MANIFEST).is_file():
             raise ModelError(
-                f"{chosen.model_id} was made by `hilbert export` and has no weights for sentence-transformers; "
-                "verify the model that it was made from"
+                f"{chosen.model_id} was made by `hilbert export` and has no weights for "
+                "sentence-transformers; verify the model that it was made from"
             )
         served = model.embed(TEXTS)
     reference = _reference(spec.path, chosen.trust_remote_code)

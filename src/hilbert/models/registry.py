@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hilbert.engine.base import Health
-from hilbert.errors import ModelNotFound
+from hilbert.errors import ModelNotFound, ShuttingDown
 from hilbert.models.served import ServedModel
 
 
@@ -46,8 +46,11 @@ class Registry:
         """The model that a request names.
 
         Raises:
+            ShuttingDown: the server finishes what it has and takes nothing new.
             ModelNotFound: several models are served and none has this name.
         """
+        if self.is_draining:
+            raise ShuttingDown("The server is shutting down and takes no new requests.")
         if self._only is not None:
             return self._only
         model = self._by_name.get(name or "")
