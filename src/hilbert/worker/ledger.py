@@ -8,7 +8,8 @@ The rules:
 - A request is *waiting* (not in the worker), *inside* (sent, not answered) or a *suspect* (a loss hit it
   while it was computed).
 - After a loss, what was inside is sent again. Requests that were only queued in the worker are merely
-  waiting again; those that were being computed become suspects.
+  waiting again; those that were being computed become suspects. When nothing was being computed, nobody
+  is suspected the first time and everybody the second time (of a crash: at once).
 - A suspect is tried **alone**: it is sent when nothing is inside, and nothing is sent until it is
   answered. So a request that kills workers can take others down once, never twice.
 - A suspect whose trial ends in another loss is **convicted**. A SIGKILL from outside proves little (an
@@ -32,12 +33,12 @@ class Loss(StrEnum):
 
 
 class _Entry:
-    __slots__ = ("model", "num_losses", "num_trials")
+    __slots__ = ("model", "num_trials", "num_unexplained")
 
     def __init__(self, model: int) -> None:
         self.model = model
-        self.num_losses = 0
         self.num_trials = 0
+        self.num_unexplained = 0  # losses at which nothing was being computed
 
 
 class Ledger:
@@ -145,7 +146,8 @@ class Ledger:
         again: dict[int, _Entry] = {}
         suspects: dict[int, _Entry] = {}
         for request_id, entry in inside.items():
-            entry.num_losses += 1
+            if not running:
+                entry.num_unexplained += 1
             if request_id == trial:
                 if is_abandoned:
                     continue
@@ -153,7 +155,7 @@ class Ledger:
                     convicted.append(request_id)
                 else:
                     suspects[request_id] = entry
-            elif running is None or request_id in running or entry.num_losses > 1:
+            elif running is None or request_id in running or entry.num_unexplained > 1:
                 suspects[request_id] = entry
             else:
                 again[request_id] = entry

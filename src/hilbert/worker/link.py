@@ -24,9 +24,6 @@ from hilbert.worker.spawn import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-# Pings per limit: the more, the more exactly a hang is noticed; each costs some 50 microseconds.
-_PINGS_PER_LIMIT = 8
-_MAX_PING_SECONDS = 1.0
 # After so many unanswered pings a worker is shown as unresponsive, long before it counts as lost.
 _SUSPICIOUS_PINGS = 3
 
@@ -54,6 +51,8 @@ class Link:
     Args:
         process: the worker; the link owns it from now on.
         on_frame: called with every frame but pongs.
+        on_pong: called with every pong.
+        ping_seconds: pause between pings.
         timeout_seconds: how long it may leave a ping unanswered.
         exit_seconds: how long it may take to exit once it has hung up, or was killed.
 
@@ -67,12 +66,14 @@ class Link:
         process: WorkerProcess,
         on_frame: Callable[[Frame], None],
         on_pong: Callable[[Pong], None],
+        ping_seconds: float,
         timeout_seconds: float,
         exit_seconds: float,
     ) -> None:
         self._process = process
         self._on_frame = on_frame
         self._on_pong = on_pong
+        self._ping_seconds = ping_seconds
         self.timeout_seconds = timeout_seconds
         self._exit_seconds = exit_seconds
         self.ready_at: float | None = None
@@ -107,14 +108,6 @@ class Link:
         """Grows with every batch that it finishes."""
         return self._process.journal.progress()
 
-    async def open(self) -> None:
-        """Connect, and begin to ping."""
-        # Known before the first frame can arrive: the hello of a worker that was started ahead is read
-        # before `open` returns, and is answered at once.
-        self._connection = Connection(self._receive, self._on_hang_up)
-        await self._connection.attach(self._process.sock)
-        self._tick()
-
     def write(self, frame: list[Buffer]) -> None:
         """Send a frame; nothing happens once the worker is lost."""
         if self._connection is not None and not self._lost.done():
@@ -136,9 +129,14 @@ class Link:
         await asyncio.wait([self._exited], timeout=timeout_seconds)
         return self._exited.done()
 
-    async def end(self) -> End:
-        """Wait until it is lost, and make sure that it is gone. Cancelling kills it, too."""
+    async def live(self) -> End:
+        """Connect, wait until it is lost, and make sure that it is gone. Cancelling kills it, too."""
         try:
+            # Known before the first frame can arrive: the hello of a worker that was started ahead is read
+            # while it is being attached, and is answered at once.
+            self._connection = Connection(self._receive, self._on_hang_up)
+            await self._connection.attach(self._process.sock)
+            self._tick()
             loss, reason = await self._lost
             # Hanging up says nothing about why; a process that dies says so a moment later.
             if loss is None and not await self.until_exit(self._exit_seconds):
@@ -152,7 +150,7 @@ class Link:
                 return End(loss or Loss.HUNG, reason, running, self._noticed_at)
             status = self._exited.result()
             return End(loss or _loss_of(status), f"{reason} ({_describe(status)})", running, self._noticed_at)
-        except asyncio.CancelledError:
+        except BaseException:
             self._hang_up()
             self._process.kill()
             await self.until_exit(self._exit_seconds)
@@ -181,7 +179,7 @@ class Link:
             self._loop.call_soon_threadsafe(settle)
 
     def _tick(self) -> None:
-        interval = min(self.timeout_seconds / _PINGS_PER_LIMIT, _MAX_PING_SECONDS)
+        interval = self._ping_seconds
         if self._pong_number == self._ping_number:
             self._ping_number += 1
             self.write(encode(Kind.PING, Ping(self._ping_number)))

@@ -11,6 +11,7 @@ worker that is half alive.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import logging
@@ -83,7 +84,9 @@ def run(fd: int, journal_fd: int, runtime_factory: str | None, preload: Sequence
         channel = Channel(socket.socket(fileno=fd))
         channel.send(encode(Kind.HELLO, Hello(os.getpid(), hilbert.__version__)))
         for module in preload:
-            importlib.import_module(module)
+            # Only a head start: whoever needs the module says what is wrong with it.
+            with contextlib.suppress(Exception):
+                importlib.import_module(module)
         Worker(channel, Journal(journal_fd), _runtime_maker(runtime_factory)).serve()
         status = 0
     except (BrokenPipeError, ConnectionResetError):  # the front is gone: there is nobody to tell

@@ -87,7 +87,7 @@ class SupervisorSettings:
 
     worker_timeout_seconds: float = 30.0
     first_load_timeout_seconds: float = 300.0
-    recovery_seconds: float = 4.5
+    recovery_seconds: float = 4.0
     drain_seconds: float = 30.0
     exit_seconds: float = 5.0
     start_seconds: float = 60.0
@@ -120,6 +120,9 @@ class Restart:
 _FIRST_PAUSE_SECONDS = 0.1
 # A worker that lived at least so long after it was ready did not fail fast.
 _STABLE_SECONDS = 1.0
+# The more pings, the more exactly a hang is noticed; each costs some 50 microseconds.
+_PINGS_PER_LIMIT = 8
+_MAX_PING_SECONDS = 1.0
 # How long a suspect of a hang may compute without finishing a batch: it has been given a whole limit
 # before, and others wait behind it. Slow models get a multiple of the longest batch that they ever took.
 _MIN_TRIAL_SECONDS = 1.5
@@ -408,12 +411,12 @@ class Supervisor:
             process,
             lambda frame: self._on_frame(link, frame),
             self._on_pong,
+            min(settings.worker_timeout_seconds / _PINGS_PER_LIMIT, _MAX_PING_SECONDS),
             settings.start_seconds,
             settings.exit_seconds,
         )
         try:
-            await link.open()
-            return await link.end()
+            return await link.live()
         finally:
             self._lived_seconds = None if link.ready_at is None else monotonic() - link.ready_at
             self._link = None
@@ -441,8 +444,8 @@ class Supervisor:
             self._settle(
                 request_id,
                 EngineError(
-                    "computing this request brought the worker process down, first in company of others and "
-                    f"then alone ({end.reason}); sending it again will not help"
+                    "computing this request brought the worker process down twice, the second time alone "
+                    f"({end.reason}); sending it again will not help"
                 ),
             )
         limit = end.noticed_at + settings.recovery_seconds

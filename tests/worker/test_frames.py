@@ -1,0 +1,287 @@
+"""The wire format: what goes in comes out, in whatever pieces it arrives."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+from conftest import spec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from hilbert import errors
+from hilbert.core import Output, OutputType, Request, Sequence
+from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
+from hilbert.worker import frames
+from hilbert.worker.frames import (
+    HEADER,
+    EngineLimits,
+    FrameError,
+    FrameReader,
+    Kind,
+    Loaded,
+    Ping,
+    Pong,
+    Result,
+    Submit,
+    WorkerStats,
+)
+
+SERVING_ERRORS = [
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, errors.ServingError)
+]
+
+# Other work on the machine must not fail a test that is about bytes.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+
+int32 = st.integers(-(2**31), 2**31 - 1)
+
+
+@st.composite
+def requests(draw):
+    lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+    sequences = []
+    for index, length in enumerate(lengths):
+        ids = np.array(draw(st.lists(int32, min_size=length, max_size=length)), np.int32)
+        types = draw(st.none() | st.lists(st.integers(0, 1), min_size=length, max_size=length))
+        types = None if types is None else np.array(types, np.int32)
+        sequences.append(Sequence(5, index, ids, types, draw(st.integers(0, 3))))
+    outputs = draw(st.sets(st.sampled_from(list(OutputType)), min_size=1))
+    deadline = draw(st.none() | st.floats(-10, 1e6))
+    return Request(5, tuple(sequences), frozenset(outputs), deadline)
+
+
+@st.composite
+def serving_errors(draw):
+    kind = draw(st.sampled_from(SERVING_ERRORS))
+    return kind(
+        draw(st.text()),
+        param=draw(st.none() | st.text()),
+        index=draw(st.none() | st.integers(0, 2048)),
+        retry_after_seconds=draw(st.none() | st.floats(0, 100)),
+    )
+
+
+def read(data: bytes, cuts: list[int] = (), reader: FrameReader | None = None):
+    """Feed bytes in pieces of the given sizes, over and over."""
+    reader = reader or FrameReader()
+    received = []
+    position = turn = 0
+    while position < len(data):
+        buffer = reader.get_buffer()
+        assert len(buffer) > 0
+        size = min(cuts[turn % len(cuts)] if cuts else len(data), len(buffer), len(data) - position)
+        buffer[:size] = data[position : position + size]
+        received += reader.received(size)
+        position += size
+        turn += 1
+    return received
+
+
+def one(buffers, cuts=()):
+    (frame,) = read(b"".join(buffers), cuts)
+    return frame
+
+
+def same_array(left, right):
+    return left is right is None or (left.dtype == right.dtype and np.array_equal(left, right))
+
+
+@PATIENT
+@given(requests(), st.lists(st.integers(1, 50), max_size=4))
+def test_requests(request, cuts):
+    frame = one(frames.encode_submit(3, 77, request, 100.0), cuts)
+    assert (frame.kind, frame.meta.model) == (Kind.SUBMIT, 3)
+    back = frames.decode_submit(frame.meta, frame.body, 500.0)
+    assert back.id == 77
+    assert back.outputs == request.outputs
+    if request.deadline is None:
+        assert back.deadline is None
+    else:  # the seconds that are left, on another clock
+        assert back.deadline - 500.0 == pytest.approx(request.deadline - 100.0, abs=1e-6)
+    assert len(back.sequences) == len(request.sequences)
+    for got, sent in zip(back.sequences, request.sequences, strict=True):
+        assert (got.request_id, got.index, got.prompt_len) == (77, sent.index, sent.prompt_len)
+        assert same_array(got.input_ids, sent.input_ids)
+        # All zero means the same as none.
+        types = sent.token_type_ids
+        assert same_array(got.token_type_ids, None if types is None or not types.any() else types)
+
+
+@PATIENT
+@given(
+    st.data(),
+    st.none() | npst.arrays(np.float32, st.tuples(st.integers(0, 5), st.integers(0, 9))),
+    st.lists(serving_errors(), max_size=3),
+)
+def test_answers(data, rows, failures):
+    num = 5 if rows is None else len(rows)
+    indexes = st.integers(0, max(0, num - 1))
+    errors_by_index = {data.draw(indexes): failure for failure in failures} if num else {}
+    frame = one(frames.encode_result(Output(9, rows, errors_by_index, 0.25, 0.5)), [7])
+    back = frames.decode_result(frame.meta, frame.body, 4, num)
+    assert (back.request_id, back.queue_seconds, back.inference_seconds) == (4, 0.25, 0.5)
+    if rows is None:
+        assert back.dense is None
+    else:
+        assert back.dense.shape == rows.shape
+        assert back.dense.tobytes() == rows.tobytes()  # NaN and -0.0 included
+        assert back.dense.flags.writeable and back.dense.flags.aligned
+    assert back.errors.keys() == errors_by_index.keys()
+    for index, error in errors_by_index.items():
+        got = back.errors[index]
+        assert type(got) is type(error)
+        assert (got.message, got.param, got.index, got.retry_after_seconds) == (
+            error.message,
+            error.param,
+            error.index,
+            error.retry_after_seconds,
+        )
+
+
+def test_rows_of_any_layout_arrive():
+    rows = np.arange(24, dtype=np.float64).reshape(4, 6)[::2, ::3]
+    frame = one(frames.encode_result(Output(1, rows)))
+    np.testing.assert_array_equal(frames.decode_result(frame.meta, frame.body, 1, 2).dense, rows)
+
+
+def test_one_error_for_a_whole_request_travels_once():
+    error = errors.Overloaded("the queue is full " * 20)
+    frame = frames.encode_result(Output(1, None, dict.fromkeys(range(2048), error)))
+    assert sum(map(len, frame)) < 8000
+    meta = one(frame).meta
+    back = frames.decode_result(meta, b"", 1, 2048).errors
+    assert len(back) == 2048 and len(set(map(id, back.values()))) == 1
+
+
+@pytest.mark.parametrize("kind", SERVING_ERRORS)
+def test_every_error_keeps_its_class(kind):
+    back = frames.decode_error(frames.encode_error(kind("why")))
+    assert type(back) is kind and back.message == "why"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("broken"), KeyError(), MemoryError(), type("Strange", (Exception,), {})("x")]
+)
+def test_unknown_errors_become_engine_errors(error):
+    back = frames.decode_error(frames.encode_error(error))
+    assert type(back) is errors.EngineError
+    assert type(error).__name__ in back.message
+
+
+def test_nothing_but_our_errors_can_be_built():
+    back = frames.decode_error(frames.WireError("annotations", "x"))
+    assert type(back) is errors.EngineError
+    back = frames.decode_error(frames.WireError("SystemExit", "x"))
+    assert type(back) is errors.EngineError
+
+
+def test_load():
+    config = {"big": 10**30, "inf": float("inf"), "nested": {"list": [1, None, "ü"]}, "float": 0.1}
+    sent = spec(**config)
+    settings = RuntimeSettings(dtype="float32", threads=2)
+    limits = EngineLimits(4096, None, 30.0)
+    frame = one(frames.encode_load(2, "name", sent, settings, limits), [100])
+    meta = frame.meta
+    assert (meta.model, meta.key, meta.settings, meta.limits) == (2, "name", settings, limits)
+    assert frames.decode_spec(meta) == sent
+
+
+def test_loaded():
+    info = RuntimeInfo(
+        "openvino", "cpu", "bfloat16", "packed", "why", 384, frozenset({OutputType.DENSE}), 2048
+    )
+    meta = one(frames.encode(Kind.LOADED, Loaded(1, info))).meta
+    assert meta.info == info and meta.error is None
+
+
+@PATIENT
+@given(
+    st.lists(st.integers(0, 300_000), min_size=1, max_size=6),
+    st.lists(st.integers(1, 200_000), min_size=1, max_size=8),
+)
+def test_any_frames_in_any_pieces(sizes, cuts):
+    """Also frames that are larger than the receive buffer, between small ones."""
+    data = b""
+    bodies = []
+    for number, size in enumerate(sizes):
+        body = np.random.default_rng(number).bytes(size)
+        bodies.append(body)
+        data += b"".join(frames.encode(Kind.RESULT, Result(number, -1, 0.0, 0.0, None), [body]))
+        data += b"".join(frames.encode(Kind.PING, Ping(number)))
+    received = read(data, cuts)
+    assert [f.kind for f in received] == [Kind.RESULT, Kind.PING] * len(sizes)
+    assert [bytes(f.body) for f in received[::2]] == bodies
+    assert [f.meta.number for f in received[1::2]] == list(range(len(sizes)))
+
+
+def test_frames_do_not_share_memory():
+    data = b"".join(frames.encode(Kind.RESULT, Result(1, -1, 0.0, 0.0, None), [b"abcd"]))
+    reader = FrameReader()
+    (first,) = read(data, reader=reader)
+    read(data.replace(b"abcd", b"wxyz"), reader=reader)
+    assert bytes(first.body) == b"abcd"
+
+
+class TestBroken:
+    def test_too_large_is_refused_before_memory_is_taken(self):
+        with pytest.raises(FrameError, match="exceeds the limit"):
+            read(HEADER.pack(2**32 - 1, 0, Kind.RESULT))
+
+    def test_too_large_is_not_sent(self):
+        class Huge(bytes):
+            def __len__(self):
+                return frames.MAX_FRAME_BYTES
+
+        with pytest.raises(FrameError, match="fewer inputs"):
+            frames.encode(Kind.SUBMIT, Submit(1, 1, 1, 1, False, False, None), [Huge()])
+
+    def test_an_answer_that_is_too_large_becomes_an_error(self, monkeypatch):
+        monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 1000)
+        rows = np.ones((3, 1000), np.float32)
+        frame = one(frames.encode_result(Output(1, rows)))
+        back = frames.decode_result(frame.meta, frame.body, 1, 3)
+        assert back.dense is None and sorted(back.errors) == [0, 1, 2]
+
+    def test_unknown_kind(self):
+        with pytest.raises(FrameError, match="kind 200"):
+            read(HEADER.pack(0, 0, 200))
+
+    @pytest.mark.parametrize("meta", [b"", b"\xc1", msgspec.msgpack.encode(["x"]), b"\x01\x02"])
+    def test_broken_metadata(self, meta):
+        with pytest.raises(FrameError, match="PONG"):
+            read(HEADER.pack(0, len(meta), Kind.PONG) + meta)
+
+    def test_columns_that_do_not_fit(self):
+        meta = Submit(1, 1, 1, 1, False, False, None)
+        with pytest.raises(FrameError, match="tokens"):
+            frames.decode_submit(meta, np.array([5, 1, 2], np.int32).tobytes(), 0.0)
+
+    def test_rows_that_do_not_fit(self):
+        with pytest.raises(FrameError, match="rows"):
+            frames.decode_result(Result(1, 8, 0.0, 0.0, None), bytearray(31), 1, 1)
+
+    def test_ids_of_the_wrong_type(self):
+        request = Request(1, (Sequence(1, 0, np.array([1, 2])),))  # int64
+        with pytest.raises(FrameError, match="int32"):
+            frames.encode_submit(1, 1, request, 0.0)
+
+    @PATIENT
+    @given(st.binary(max_size=200))
+    def test_noise_is_never_more_than_a_frame_error(self, noise):
+        try:
+            read(noise, [13])
+        except FrameError:
+            pass
+
+
+def test_no_pickle():
+    """What is decoded is data of declared types; nothing names code to run."""
+    assert "pickle" not in vars(frames)
+    pong = one(frames.encode(Kind.PONG, Pong(1, WorkerStats(5, {1: 2}, {1: 1})))).meta
+    assert json.dumps(msgspec.to_builtins(pong))

@@ -1,0 +1,73 @@
+"""Runtimes for worker processes under test: exact vectors, and every way to bring a process down.
+
+Named on the command line of the worker (`--runtime-factory worker_runtimes:make`), never over the socket.
+What a load does is told by `spec.config`; what a run does, by marker tokens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from hilbert.core import ModelSpec
+from hilbert.errors import UnsupportedArchitecture, WorkerLost
+from hilbert.runtimes.base import RuntimeSettings
+from hilbert.testing.runtime import FakeRuntime
+
+SEGFAULT, EXIT, HANG, KEEP_GIL, RAISE, DEVICE_LOST, SLOW, ABORT = range(900_001, 900_009)
+ALLOCATE = 900_100
+
+
+class DangerousRuntime(FakeRuntime):
+    """`FakeRuntime` with tokens that kill the process."""
+
+    ballast: bytes = b""
+
+    def run(self, prepared):
+        ids = set(prepared.input_ids.tolist())
+        if SEGFAULT in ids:
+            ctypes.string_at(0)
+        if ABORT in ids:
+            os.abort()
+        if EXIT in ids:
+            os._exit(3)
+        if HANG in ids:
+            threading.Event().wait()
+        if KEEP_GIL in ids:
+            ctypes.PyDLL(None).sleep(1000)  # a native call that never lets go of the GIL
+        if DEVICE_LOST in ids:
+            raise WorkerLost("the device fell off the bus")
+        if SLOW in ids:
+            time.sleep(0.3)
+        if ALLOCATE in ids:
+            np.ones(1 << 40, np.uint8)
+        return super().run(prepared)
+
+
+def make(spec: ModelSpec, settings: RuntimeSettings) -> DangerousRuntime:
+    config = spec.config
+    if path := config.get("die_while_exists"):
+        if Path(path).exists():
+            os._exit(9)
+    if path := config.get("fail_while_exists"):
+        if Path(path).exists():
+            raise UnsupportedArchitecture("no program can run this architecture")
+    if path := config.get("wait_for"):
+        while not Path(path).exists():
+            time.sleep(0.01)
+    if size := config.get("allocate_bytes"):
+        np.ones(size, np.uint8)
+    runtime = DangerousRuntime(
+        dimensions=spec.dimensions,
+        seconds_per_batch=config.get("seconds_per_batch", 0.0),
+        max_batch_tokens=config.get("max_batch_tokens", 2048),
+        raise_on_token=RAISE,
+    )
+    if size := config.get("ballast_bytes"):
+        runtime.ballast = os.urandom(1) * size
+    return runtime
