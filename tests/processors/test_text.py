@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hilbert import hub
 from hilbert.core import EmbedRequest, ModelSpec, Sequence
 from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
-from hilbert.processors import TextProcessor, token_array
-from hilbert.processors.cut import cut
+from hilbert.processors import TextProcessor, token_array, words
+from hilbert.processors.words import WordTable, cut, splits_at_spaces
 from hilbert.testing.models import FAMILIES, STATIC_FAMILIES, tiny_model
 
 TEXTS = [
@@ -302,6 +302,39 @@ def test_a_cut_text_has_the_same_first_tokens(processor, text, num_tokens):
     whole = processor._tokenizer.encode(text, add_special_tokens=False).ids
     short = processor._tokenizer.encode(cut(text, num_tokens), add_special_tokens=False).ids
     assert short[:num_tokens] == whole[:num_tokens]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(_pieces, max_size=60).map("".join))
+def test_word_by_word_is_the_same_as_the_tokenizer(processor, text):
+    whole = processor._tokenizer.encode(text)
+    assert encode(processor, text)[0].input_ids.tolist() == whole.ids
+    if len(whole.ids) < 256:
+        assert encode(processor, text, truncate=False)[0].input_ids.tolist() == whole.ids
+
+
+def test_the_table_of_words_stays_small_and_right(processor, monkeypatch):
+    monkeypatch.setattr(words, "_MAX_WORDS", 50)
+    table = WordTable(processor._tokenizer)
+    for start in range(0, 1000, 7):
+        text = " ".join(f"w{i} the" for i in range(start, start + 20)) + " " + "long" * 40
+        assert table.encode(text, 256).tolist() == processor._tokenizer.encode(text).ids
+        assert len(table._table) <= 50
+        assert all(len(word) <= 48 for word in table._table)
+
+
+def test_only_berts_pipeline_goes_word_by_word(tmp_path):
+    by_words = {}
+    for family in ("bert", "mpnet", "roberta", "xlm-roberta"):
+        folder = tiny_model(family, tmp_path / family)
+        by_words[family] = TextProcessor(hub.resolve(str(folder)))._words is not None
+    assert by_words == {"bert": True, "mpnet": True, "roberta": False, "xlm-roberta": False}
+    from tokenizers import AddedToken, Tokenizer
+
+    spaced = Tokenizer.from_file(str(tmp_path / "bert" / "tokenizer.json"))
+    assert splits_at_spaces(spaced)
+    spaced.add_tokens([AddedToken("new york")])
+    assert not splits_at_spaces(spaced)
 
 
 def test_long_texts_are_cut_and_short_ones_are_not():

@@ -39,9 +39,6 @@ from hilbert.observability import ModelMetrics
 from hilbert.processors import TextProcessor
 from hilbert.scheduler import Admission
 
-# Under this many characters a text is tokenized at once: a thread costs about 100 µs, as much as the
-# tokenizer needs for this many.
-_INLINE_CHARS = 2_000
 # Rows with more numbers than this are finished in a thread (normalising 2048 rows of 384 takes 2 ms).
 _INLINE_NUMBERS = 65_536
 
@@ -169,7 +166,7 @@ class ServedModel:
 
     async def _embed(self, request: EmbedRequest, start: float, deadline: float | None) -> EmbedResult:
         request_id = next(_request_ids)
-        if sum(map(len, request.inputs)) + len(request.prompt or "") < _INLINE_CHARS:
+        if sum(map(len, request.inputs)) + len(request.prompt or "") < self.processor.inline_chars:
             sequences = self.processor.encode(request, request_id)
         else:
             sequences = await offload(self.processor.encode, request, request_id)

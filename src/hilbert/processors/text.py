@@ -17,8 +17,8 @@ import numpy as np
 from hilbert.core import EmbedRequest, ModelSpec, Sequence
 from hilbert.core.request import IntArray
 from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
-from hilbert.processors.cut import can_cut, cut
 from hilbert.processors.prompts import resolve_prompt
+from hilbert.processors.words import WordTable, cut, splits_at_spaces
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -63,8 +63,9 @@ class TextProcessor:
         self._max_len: int | None = truncation["max_length"] if truncation else None
         self._truncates_left = side == "left"
         self._num_special = 0 if self._is_static else self._tokenizer.num_special_tokens_to_add(False)
-        self._can_cut = not self._truncates_left and self._max_len is not None and can_cut(self._tokenizer)
         self._has_token_types = self._probe_token_types()
+        is_by_words = not (self._truncates_left or self._is_static) and splits_at_spaces(self._tokenizer)
+        self._words = WordTable(self._tokenizer) if is_by_words and not self._has_token_types else None
         self._special_ids = frozenset(
             token_id
             for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
@@ -74,6 +75,11 @@ class TextProcessor:
         self._excludes_prompt = pooling is not None and not pooling.include_prompt
         # Prompts come from callers, so the memory of their lengths is bounded.
         self._prompt_len = lru_cache(maxsize=256)(self._measure_prompt)
+
+    @property
+    def inline_chars(self) -> int:
+        """Texts shorter than this together take well under a millisecond, and need no thread."""
+        return 2_000 if self._words is None else 24_000
 
     @property
     def max_len(self) -> int | None:
@@ -118,13 +124,16 @@ class TextProcessor:
         self, texts: tuple[str, ...], prompt: str, truncate: bool, request_id: int, first_index: int = 0
     ) -> tuple[Sequence, ...]:
         prompted: AbstractSequence[str] = [prompt + text for text in texts] if prompt else texts
-        if truncate and self._can_cut:
-            limit = self._max_len or 0
-            prompted = [cut(text, limit) for text in prompted]
+        prompt_len = self._prompt_len(prompt) if prompt and self._excludes_prompt else 0
+        by_words = self._encode_by_words(prompted, truncate)
+        if by_words is not None:
+            return tuple(
+                Sequence(request_id, index, ids, None, prompt_len)
+                for index, ids in enumerate(by_words, start=first_index)
+            )
         encodings = self._tokenize(prompted, first_index)
         if not truncate:
             self._refuse_too_long(encodings, first_index)
-        prompt_len = self._prompt_len(prompt) if prompt and self._excludes_prompt else 0
         return tuple(
             Sequence(
                 request_id,
@@ -135,6 +144,22 @@ class TextProcessor:
             )
             for index, encoding in enumerate(encodings, start=first_index)
         )
+
+    def _encode_by_words(self, texts: AbstractSequence[str], truncate: bool) -> list[IntArray] | None:
+        """Tokens from the table of words; None where only the tokenizer itself will do."""
+        words, limit = self._words, self._max_len
+        if words is None:
+            return None
+        try:
+            if limit is None:
+                return [words.encode(text, None) for text in texts]
+            if truncate:
+                return [words.encode(cut(text, limit), limit) for text in texts]
+            # At the limit a word itself may have been cut, so that only less than that is certain.
+            ids = [words.encode(text, None) for text in texts]
+            return ids if all(len(i) < limit for i in ids) else None
+        except TypeError:  # not Unicode: the other way says which text it is
+            return None
 
     def _tokenize(self, texts: AbstractSequence[str], first_index: int = 0) -> list[Encoding]:
         try:

@@ -1,0 +1,223 @@
+"""CPU time that the HTTP layer costs per request, with an engine that answers at once.
+
+    python bench/http_cost.py [--requests 20000] [--connections 8]
+
+Starts the real application under uvicorn in a child process, drives it over keep-alive connections from
+this one, and reads the child's CPU time before and after. Prints JSON: microseconds of CPU per request
+for each kind of request, from a bare ASGI function (the price of uvicorn alone) upwards, so that the
+differences explain the sum. The CPU time of the client is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+NUM_TOKENS = 98  # the mean of the `mixed` workload
+TEXT = "packed rows of hidden states are attended within their own borders and no token is wasted"
+
+
+def serve(listener: int) -> None:
+    """The child: the application on an inherited listening socket."""
+    import numpy as np
+    import uvicorn
+
+    from hilbert import hub
+    from hilbert.api import create_app
+    from hilbert.core import Output, OutputType, Request
+    from hilbert.engine import Health
+    from hilbert.models import Registry, ServedModel
+    from hilbert.processors import TextProcessor
+    from hilbert.runtimes.base import RuntimeInfo
+    from hilbert.scheduler import Admission
+
+    rows = np.random.default_rng(0).standard_normal((2048, 384), dtype=np.float32)
+
+    class Instant:
+        """An engine that needs no time."""
+
+        health = Health.READY
+        info = RuntimeInfo("none", "cpu", "float32", "none", "", 384, frozenset({OutputType.DENSE}), 2048)
+
+        async def run(self, request: Request) -> Output:
+            return Output(request.id, dense=rows[: len(request.sequences)])
+
+    spec = hub.resolve("bundled")
+    model = ServedModel(
+        "bench",
+        spec,
+        TextProcessor(spec),
+        Instant(),
+        Admission(1_000_000, 1024),
+        request_timeout_seconds=60.0,
+    )
+    app = create_app(Registry([model]))
+
+    async def bare_or_app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] == "/bare":
+            await receive()
+            headers = [(b"content-length", b"2"), (b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"{}"})
+        else:
+            await app(scope, receive, send)
+
+    config = uvicorn.Config(
+        bare_or_app, http="httptools", loop="uvloop", access_log=False, log_config=None, lifespan="off"
+    )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
+
+
+def text_of(num_tokens: int) -> tuple[str, list[int]]:
+    """A text with exactly so many tokens, and those tokens."""
+    from hilbert import hub
+    from hilbert.core import EmbedRequest
+    from hilbert.processors import TextProcessor
+
+    processor = TextProcessor(hub.resolve("bundled"))
+    words: list[str] = []
+    while True:
+        words.append(TEXT.split()[len(words) % 16])
+        ids = processor.encode(EmbedRequest((" ".join(words),)), 0)[0].input_ids
+        if len(ids) >= num_tokens:
+            return " ".join(words), ids.tolist()
+
+
+def request_bytes(method: str, path: str, body: Any) -> bytes:
+    content = b"" if body is None else json.dumps(body).encode()
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer unused\r\nUser-Agent: bench\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+class Client(asyncio.Protocol):
+    """One keep-alive connection that sends the same request until the common count is used up."""
+
+    def __init__(self, data: bytes, left: list[int], done: asyncio.Future[None]) -> None:
+        self.data, self.left, self.done = data, left, done
+        self.received = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.next()
+
+    def next(self) -> None:
+        if self.left[0] == 0:
+            self.transport.close()
+            self.done.set_result(None)
+            return
+        self.left[0] -= 1
+        self.transport.write(self.data)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        end = self.received.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        start = self.received.index(b"content-length: ") + 16
+        length = int(self.received[start : self.received.index(b"\r\n", start)])
+        if len(self.received) >= end + 4 + length:
+            assert self.received.startswith(b"HTTP/1.1 200"), self.received[:500]
+            self.received = self.received[end + 4 + length :]
+            self.next()
+
+
+async def drive(port: int, data: bytes, num_requests: int, num_connections: int) -> float:
+    """Send them all; returns the seconds it took."""
+    loop = asyncio.get_running_loop()
+    left = [num_requests]
+    ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(num_connections)]
+    start = time.perf_counter()
+    for end in ends:
+        await loop.create_connection(lambda end=end: Client(data, left, end), "127.0.0.1", port)
+    await asyncio.gather(*ends)
+    return time.perf_counter() - start
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(num_requests: int, num_connections: int, repeats: int) -> dict[str, Any]:
+    import uvloop
+
+    text, ids = text_of(NUM_TOKENS)
+    embeddings = "/v1/embeddings"
+    kinds = {
+        "bare ASGI function": request_bytes("POST", "/bare", {}),
+        "health": request_bytes("GET", "/healthz", None),
+        f"{NUM_TOKENS} token ids, base64": request_bytes(
+            "POST", embeddings, {"input": ids, "model": "bench", "encoding_format": "base64"}
+        ),
+        "one-word text, base64": request_bytes(
+            "POST", embeddings, {"input": "hotel", "model": "bench", "encoding_format": "base64"}
+        ),
+        f"text of {NUM_TOKENS} tokens, base64": request_bytes(
+            "POST", embeddings, {"input": text, "model": "bench", "encoding_format": "base64"}
+        ),
+        f"text of {NUM_TOKENS} tokens, float": request_bytes(
+            "POST", embeddings, {"input": text, "model": "bench", "encoding_format": "float"}
+        ),
+    }
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    listener.set_inheritable(True)
+    command = [sys.executable, __file__, "--serve", str(listener.fileno())]
+    server = subprocess.Popen(command, pass_fds=[listener.fileno()])
+    listener.close()
+    results: dict[str, Any] = {}
+    try:
+        for name, data in kinds.items():
+            uvloop.run(drive(port, data, 1000, num_connections))
+            runs = []
+            for _ in range(repeats):
+                before = cpu_seconds(server.pid)
+                seconds = uvloop.run(drive(port, data, num_requests, num_connections))
+                cpu = (cpu_seconds(server.pid) - before) / num_requests
+                runs.append((cpu * 1e6, num_requests / seconds))
+            runs.sort()
+            cpu_us, rate = runs[len(runs) // 2]
+            results[name] = {"cpu_us_per_request": round(cpu_us, 1), "requests_per_second": round(rate)}
+    finally:
+        server.terminate()
+        server.wait()
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve is not None:
+        serve(arguments.serve)
+        return
+    results = measure(arguments.requests, arguments.connections, arguments.repeats)
+    about = {
+        "requests": arguments.requests,
+        "connections": arguments.connections,
+        "python": platform.python_version(),
+        "cpus": len(os.sched_getaffinity(0)),
+    }
+    print(json.dumps({"http_cost": results, **about}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
