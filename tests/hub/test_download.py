@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +56,16 @@ class Client:
     hub: StandInHub
     cache: Path
 
+    def environment(self) -> dict[str, str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "HILBERT"))}
+        return clean | self.hub.environment(self.cache)
+
     def run(
         self, model_id: str = "org/tiny", env: dict[str, str] | None = None, **arguments: Any
     ) -> dict[str, Any]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "HILBERT"))}
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, json.dumps({"model_id": model_id, **arguments})],
-            env=clean | self.hub.environment(self.cache) | (env or {}),
+            env=self.environment() | (env or {}),
             capture_output=True,
             text=True,
             timeout=120,
@@ -216,7 +221,6 @@ def test_server_errors_are_tried_again(hub: StandInHub, client: Client, model: P
     assert "commit" in client.run()
 
 
-@pytest.mark.slow
 def test_a_cut_transfer_goes_on_where_it_stopped(hub: StandInHub, client: Client, tmp_path: Path) -> None:
     # The client writes 10 MB at a time: the weights must be larger for a part to be kept.
     folder = tiny_model("bert", tmp_path / "big", intermediate_size=40_000)
@@ -288,6 +292,58 @@ def test_a_cache_that_others_filled_serves_offline(hub: StandInHub, client: Clie
     shutil.rmtree(client.cache / "hub" / "models--org--tiny" / "trees", ignore_errors=True)
     hub.stop()
     assert client.run()["commit"] == spec["commit"]
+
+
+@pytest.mark.parametrize(("family", "suffix"), [("bert", ".onnx"), ("static", ".safetensors")])
+def test_without_torch_a_shipped_graph_is_fetched_instead_of_weights(
+    hub: StandInHub, client: Client, tmp_path: Path, family: str, suffix: str
+) -> None:
+    folder = tiny_model(family, tmp_path / "model")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"graph")
+    hub.add("org/tiny", folder)
+    # A finder that hides torch, in a module that Python imports at its start.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'torch' else real(name, *a)\n"
+    )
+    answer = client.run(env={"PYTHONPATH": str(tmp_path / "site")})
+    assert "error" not in answer, answer
+    large = [seen.path for seen in hub.downloads() if seen.path.endswith((".onnx", ".safetensors"))]
+    assert [Path(path).suffix for path in large] == [suffix]
+    before = len(hub.seen)
+    assert client.run(env={"PYTHONPATH": str(tmp_path / "site")})["path"] == answer["path"]
+    assert len(hub.seen) == before
+
+
+def test_progress_is_shown_on_a_terminal(hub: StandInHub, client: Client, model: Path) -> None:
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    hub.add("org/tiny", model)
+    primary, secondary = pty.openpty()
+    termios.tcsetwinsize(secondary, (24, 100))
+    shown = threading.Thread(target=lambda: chunks.extend(_read_all(primary)), daemon=True)
+    chunks: list[bytes] = []
+    shown.start()
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps({"model_id": "org/tiny"})],
+        env=client.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=secondary,
+        check=True,
+        timeout=120,
+    )
+    os.close(secondary)
+    shown.join(timeout=10)
+    os.close(primary)
+    assert b"%|" in b"".join(chunks)
+
+
+def _read_all(descriptor: int) -> Iterator[bytes]:
+    """Until the other side of a terminal is closed, which reads as an error on Linux."""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(descriptor, 65536):
+            yield chunk
 
 
 def test_a_repository_without_model_files(hub: StandInHub, client: Client, tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hilbert.errors import MissingDependency, ModelUnavailable
+from hilbert.hub.chain import read_entries
+from hilbert.hub.files import read_object
 from hilbert.hub.snapshots import COMMIT, Cached, repository_folder, wanted_files
 
 if TYPE_CHECKING:
@@ -231,26 +233,32 @@ def download(
     commit, listing = _patiently(look_up, model_id, revision, has_token)
     if not COMMIT.fullmatch(commit):
         raise HubOutOfReach(f"{endpoint()} names no commit for {model_id} at {revision!r}, but {commit!r}.")
-    wanted = wanted_files(
-        listing, trust_remote_code=trust_remote_code, prefer_graphs=find_spec("torch") is None
-    )
+    wanted = wanted_files(listing, trust_remote_code=trust_remote_code)
     if not wanted:
         raise NotOnHub(f"{model_id} at {revision!r} holds no model files, only {sorted(listing)[:5]}.")
 
-    def fetch() -> str:
-        return huggingface_hub.snapshot_download(
-            model_id,
-            revision=commit,
-            cache_dir=cache_dir,
-            allow_patterns=[_literal(name) for name in wanted],
-            token=token,
-            endpoint=endpoint(),
-            library_name="hilbert",
-        )
+    def fetch(names: Sequence[str]) -> Path:
+        def transfer() -> str:
+            return huggingface_hub.snapshot_download(
+                model_id,
+                revision=commit,
+                cache_dir=cache_dir,
+                allow_patterns=[_literal(name) for name in names],
+                token=token,
+                endpoint=endpoint(),
+                library_name="hilbert",
+            )
+
+        return Path(_patiently(transfer, model_id, revision, has_token))
 
     shown = sys.stderr.isatty() if progress is None else progress
-    with _shown(shown):
-        path = Path(_patiently(fetch, model_id, revision, has_token))
+    with nullcontext() if shown else _quiet():
+        graphs = wanted_files(listing, trust_remote_code=trust_remote_code, prefer_graphs=True)
+        if graphs != wanted and find_spec("torch") is None:
+            # The graph saves torch; but an embedding table needs neither, and only the JSON tells.
+            both = [name for name in wanted if name in graphs]
+            wanted = wanted if _is_static(fetch(both)) else graphs
+        path = fetch(wanted)
     missing = [name for name in wanted if not (path / name).is_file()]
     if missing:
         raise HubOutOfReach(
@@ -260,8 +268,12 @@ def download(
     return Cached(path, commit, True), listing
 
 
-def _shown(progress: bool) -> AbstractContextManager[None]:
-    return nullcontext() if progress else _quiet()
+def _is_static(snapshot: Path) -> bool:
+    """Whether the model is an embedding table, which is served from its weights without torch."""
+    entries = read_entries(snapshot)
+    if entries is not None:
+        return entries[0].name == "StaticEmbedding"
+    return read_object(snapshot / "config.json").get("model_type") == "model2vec"
 
 
 def _literal(name: str) -> str:
