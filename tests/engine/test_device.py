@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from queue import Queue
 
 import pytest
 
@@ -14,78 +15,72 @@ from hilbert.testing.clock import ManualClock
 class Player:
     """A thread that wants the device once and then stays on it until told to leave."""
 
-    def __init__(self, device: Device, owner: str, log: list[str]) -> None:
+    def __init__(self, device: Device, owner: str, arrivals: Queue[Player]) -> None:
+        self.owner = owner
         self.error: WorkerLost | None = None
-        self.has_turn = threading.Event()
         self.may_leave = threading.Event()
-        num_waiting = len(device._waiting)
         is_free = device._holder is None
+        num_waiting = len(device._waiting)
 
         def play() -> None:
             try:
                 with device.turn(owner):
-                    log.append(owner)
-                    self.has_turn.set()
+                    arrivals.put(self)
                     self.may_leave.wait()
             except WorkerLost as error:
                 self.error = error
 
         self.thread = threading.Thread(target=play, daemon=True)
         self.thread.start()
-        if is_free:
-            assert self.has_turn.wait(10)
-        else:  # until it stands in the line: the order of arrival is part of the tests
-            while len(device._waiting) == num_waiting:
-                threading.Event().wait(0.001)
+        # Until it has the turn or stands in the line: the order of arrival is part of the tests.
+        while (device._holder is None) if is_free else (len(device._waiting) == num_waiting):
+            threading.Event().wait(0.001)
 
     def leave(self) -> None:
-        assert self.has_turn.wait(10)
         self.may_leave.set()
         self.thread.join(10)
 
 
-def play(
-    device: Device, clock: ManualClock, players: list[Player], seconds: dict[str, float], log: list[str]
-):
-    """Let everybody have the turn, in the device's order, each for the seconds of its owner."""
-    left = list(players)
-    while left:
-        current = next(p for p in left if p.has_turn.wait(0.01))
-        clock.advance(seconds[log[-1]])
-        current.leave()
-        left.remove(current)
+def play(device: Device, clock: ManualClock, owners: list[str], seconds: dict[str, float]) -> list[str]:
+    """Threads arrive in the order of `owners`, and each stays for the seconds of its owner.
+
+    Returns:
+        The owners in the order in which they had the turn.
+    """
+    arrivals: Queue[Player] = Queue()
+    for owner in owners:
+        Player(device, owner, arrivals)
+    order = []
+    for _ in owners:
+        player = arrivals.get(timeout=10)
+        order.append(player.owner)
+        clock.advance(seconds[player.owner])
+        player.leave()
+    return order
 
 
 def test_the_engine_that_has_used_least_goes_first():
-    clock, log = ManualClock(), []
-    device = Device(clock=clock)
-    first = Player(device, "slow", log)
-    players = [
-        first,
-        *(Player(device, owner, log) for owner in ["slow", "slow", "fast", "fast", "fast", "fast"]),
-    ]
-    play(device, clock, players, {"slow": 4.0, "fast": 1.0}, log)
-    assert log == ["slow", "fast", "fast", "fast", "fast", "slow", "slow"]
+    clock = ManualClock()
+    owners = ["slow", "slow", "slow", "fast", "fast", "fast", "fast"]
+    order = play(Device(clock=clock), clock, owners, {"slow": 4.0, "fast": 1.0})
+    assert order == ["slow", "fast", "fast", "fast", "fast", "slow", "slow"]
 
 
 def test_equal_engines_alternate():
-    clock, log = ManualClock(), []
-    device = Device(clock=clock)
-    players = [Player(device, owner, log) for owner in ["a", "a", "a", "b", "b", "b"]]
-    play(device, clock, players, {"a": 1.0, "b": 1.0}, log)
-    assert log == ["a", "b", "a", "b", "a", "b"]
+    clock = ManualClock()
+    order = play(Device(clock=clock), clock, ["a", "a", "a", "b", "b", "b"], {"a": 1.0, "b": 1.0})
+    assert order == ["a", "b", "a", "b", "a", "b"]
 
 
 def test_idling_banks_no_credit():
-    clock, log = ManualClock(), []
+    clock = ManualClock()
     device = Device(clock=clock)
     for _ in range(100):  # b has used 100 s that a has not
         with device.turn("b"):
             clock.advance(1.0)
     clock.advance(1000)
-    players = [Player(device, owner, log) for owner in ["b", "a", "a", "a", "a", "b", "b"]]
-    play(device, clock, players, {"a": 1.0, "b": 1.0}, log)
-    assert log == ["b", "a", "a", "b", "a", "b", "a"]
+    order = play(device, clock, ["b", "a", "a", "a", "a", "b", "b"], {"a": 1.0, "b": 1.0})
+    assert order == ["b", "a", "a", "b", "a", "b", "a"]
 
 
 def test_an_exception_gives_the_turn_on():
@@ -97,10 +92,10 @@ def test_an_exception_gives_the_turn_on():
 
 
 def test_a_lost_device_lets_everybody_go():
-    log: list[str] = []
+    arrivals: Queue[Player] = Queue()
     device = Device(name="cpu")
-    holder = Player(device, "a", log)
-    waiting = [Player(device, "b", log), Player(device, "a", log)]
+    holder = Player(device, "a", arrivals)
+    waiting = [Player(device, "b", arrivals), Player(device, "a", arrivals)]
     device.fail("it burns")
     for player in waiting:
         player.thread.join(10)
@@ -110,7 +105,7 @@ def test_a_lost_device_lets_everybody_go():
     assert holder.error is None
     with pytest.raises(WorkerLost), device.turn("b"):
         pass
-    assert log == ["a"]
+    assert arrivals.qsize() == 1
 
 
 def test_an_engine_may_leave_while_it_has_the_turn():
