@@ -161,7 +161,8 @@ async def beside(
         start = time.perf_counter()
         for request in cycle(bulk_requests):
             sent = time.perf_counter()
-            failed += await bulk_connection.send(request) != 200
+            status = await bulk_connection.send(request)
+            failed += status != 200
             bulk_seconds.append(time.perf_counter() - sent)
             if time.perf_counter() - start >= seconds or bulk_connection.transport is None:
                 running = False
@@ -172,7 +173,8 @@ async def beside(
         await asyncio.sleep(0.2)
         while running and query_connection.transport is not None:
             sent = time.perf_counter()
-            failed += await query_connection.send(next(queries)) != 200
+            status = await query_connection.send(next(queries))
+            failed += status != 200
             latencies.append(time.perf_counter() - sent)
             await asyncio.sleep(pause)
 

@@ -113,6 +113,17 @@ def verdicts(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [verdict.as_row() for verdict in found]
 
 
+def _failures(result: dict[str, Any]) -> list[str]:
+    """Every load of every round in which a server did not answer 200."""
+    return [
+        f"{LABELS.get(name, name)}, round {turn + 1}, {load}: {row['failed']} of {row['requests']}"
+        for name, rounds in result["samples"]["http"].items()
+        for turn, found in enumerate(rounds)
+        for load, row in found.items()
+        if isinstance(row, dict) and row.get("failed")
+    ]
+
+
 def _number(value: float | None, unit: str) -> str:
     if value is None:
         return "-"
@@ -211,6 +222,9 @@ def markdown(result: dict[str, Any]) -> str:
         for name, found in result["vectors"].items():
             cells = [LABELS.get(name, name), f"{found['worst_cosine']:.6f}"]
             lines.append("| " + " | ".join([*cells, f"{found['largest_difference']:.1e}"]) + " |")
+    failed = _failures(result)
+    if failed:
+        lines += ["", "## Requests that failed", "", *(f"- {line}" for line in failed)]
     lines += ["", "## Commands", ""]
     lines += [f"- {LABELS.get(name, name)}: `{command}`" for name, command in result["commands"].items()]
     lines += [""]
