@@ -317,6 +317,14 @@ def test_without_torch_a_shipped_graph_is_fetched_instead_of_weights(
     assert len(hub.seen) == before
 
 
+def test_a_file_name_that_leaves_the_repository(hub: StandInHub, client: Client, model: Path) -> None:
+    commit = hub.add("org/tiny", model)
+    hub._repositories["org/tiny"].commits[commit]["x/../../../config.json"] = b"{}"
+    answer = client.run()
+    assert answer["error"] == "ModelError" and "leaves the repository" in answer["message"]
+    assert not hub.downloads()
+
+
 def test_progress_is_shown_on_a_terminal(hub: StandInHub, client: Client, model: Path) -> None:
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
     hub.add("org/tiny", model)

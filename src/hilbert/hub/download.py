@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hilbert.errors import MissingDependency, ModelUnavailable
 from hilbert.hub.chain import read_entries
-from hilbert.hub.files import read_object
+from hilbert.hub.files import read_object, safe_folder
 from hilbert.hub.snapshots import COMMIT, Cached, repository_folder, wanted_files
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ def download(
         NotOnHub: unknown id or revision, private or gated.
         HubOutOfReach: offline, unreachable, rate limited, or a transfer that breaks again and again.
         ModelUnavailable: the disk is full.
+        ModelError: a file name leaves the repository.
         MissingDependency: the hub's client is not installed.
     """
     if is_offline():
@@ -236,6 +237,9 @@ def download(
     wanted = wanted_files(listing, trust_remote_code=trust_remote_code)
     if not wanted:
         raise NotOnHub(f"{model_id} at {revision!r} holds no model files, only {sorted(listing)[:5]}.")
+
+    for name in wanted:
+        safe_folder(name, Path(model_id))  # a mirror is not trusted to name files well
 
     def fetch(names: Sequence[str]) -> Path:
         def transfer() -> str:
