@@ -9,7 +9,7 @@ import time
 
 import pytest
 import worker_runtimes as danger
-from conftest import PATIENCE, is_alive, spec, until
+from worker_house import PATIENCE, is_alive, spec, until
 
 from hilbert.engine import Health
 from hilbert.errors import EngineError, ShuttingDown, UnsupportedArchitecture, WorkerLost

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import worker_runtimes as danger
-from conftest import PATIENCE, spec, until
+from worker_house import PATIENCE, spec, until
 
 from hilbert.engine import Health
 from hilbert.errors import (

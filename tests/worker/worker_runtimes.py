@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -51,15 +52,15 @@ class DangerousRuntime(FakeRuntime):
 
 def make(spec: ModelSpec, settings: RuntimeSettings) -> DangerousRuntime:
     config = spec.config
-    if path := config.get("die_while_exists"):
-        if Path(path).exists():
-            os._exit(9)
-    if path := config.get("fail_while_exists"):
-        if Path(path).exists():
-            raise UnsupportedArchitecture("no program can run this architecture")
+    if (path := config.get("die_while_exists")) and Path(path).exists():
+        os._exit(9)
+    if (path := config.get("fail_while_exists")) and Path(path).exists():
+        raise UnsupportedArchitecture("no program can run this architecture")
     if path := config.get("wait_for"):
         while not Path(path).exists():
             time.sleep(0.01)
+    if path := config.get("start_child"):
+        Path(path).write_text(str(subprocess.Popen(["sleep", "1000"]).pid))
     if size := config.get("allocate_bytes"):
         np.ones(size, np.uint8)
     runtime = DangerousRuntime(

@@ -105,7 +105,7 @@ class Link:
 
     @property
     def progress(self) -> int:
-        """Grows with every batch that it finishes."""
+        """Grows with every batch that it finishes. Only while it is not lost."""
         return self._process.journal.progress()
 
     def write(self, frame: list[Buffer]) -> None:
@@ -155,6 +155,8 @@ class Link:
             self._process.kill()
             await self.until_exit(self._exit_seconds)
             raise
+        finally:
+            self._process.journal.close()
 
     # -- events -----------------------------------------------------------------------------------
 

@@ -180,6 +180,7 @@ class Supervisor:
         self._lived_seconds: float | None = None  # the last one, after it was ready
         self._ordered: list[int] = []  # loads that it has been told and not answered, in order
         self._ready: set[int] = set()  # models that it has loaded
+        self._has_answered = False  # any request
         # Timers:
         self._trial_timer: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -467,7 +468,8 @@ class Supervisor:
     def _count_failure(self, end: End) -> None:
         """Count the workers in a row that died at their start; what a request did does not count."""
         lived = self._lived_seconds
-        if lived is None or (lived < _STABLE_SECONDS and end.running == frozenset()):
+        was_useful = self._has_answered or end.running != frozenset()
+        if lived is None or (lived < _STABLE_SECONDS and not was_useful):
             self._num_fast_failures += 1
         else:
             self._num_fast_failures = 0
@@ -539,6 +541,7 @@ class Supervisor:
             return
         self._link = link
         self._ordered = []
+        self._has_answered = False
         self._set_patience()
         for engine in self._by_number.values():
             if engine.state in (Health.LOADING, Health.READY):
@@ -577,6 +580,7 @@ class Supervisor:
         self._pump()
 
     def _on_result(self, result: Result, body: bytearray | memoryview) -> None:
+        self._has_answered = True
         pending = self._pending.pop(result.request, None)
         may_send = self._ledger.answered(result.request)
         if pending is not None and not pending.future.done():
@@ -666,7 +670,7 @@ class Supervisor:
         seconds = max(_MIN_TRIAL_SECONDS, _TRIAL_FACTOR * longest)
 
         def look() -> None:
-            if self._ledger.trial != request_id or self._link is not link:
+            if self._ledger.trial != request_id or link.is_lost:
                 return
             if link.progress == progress:
                 link.lose(

@@ -1,0 +1,108 @@
+"""What tests of worker processes share: a supervisor with a model, and callers that check their vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hilbert.core import ModelSpec, Output, Request, Sequence
+from hilbert.runtimes.base import RuntimeSettings
+from hilbert.testing.runtime import fake_vector, tokens
+from hilbert.worker.client import WorkerEngine
+from hilbert.worker.frames import EngineLimits
+from hilbert.worker.supervisor import Restart, Supervisor
+
+PATIENCE = 30.0  # seconds until a test gives up; nothing waits that long when all is well
+FACTORY = "worker_runtimes:make"
+DIMENSIONS = 8
+
+
+def children(pid: int) -> set[int]:
+    """The processes whose parent this is, zombies included."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found.update(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def spec(**config: object) -> ModelSpec:
+    """A model for `worker_runtimes.make`; `config` says what loading it does."""
+    return ModelSpec(
+        model_id="test/model",
+        path="/nowhere",
+        commit="",
+        digest="",
+        kind="transformer",
+        family="bert",
+        architecture="BertModel",
+        config=config,
+        modules=(),
+        normalize=True,
+        hidden_size=DIMENSIONS,
+        dimensions=DIMENSIONS,
+        max_model_len=512,
+        vocab_size=1_000_000,
+    )
+
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    """Wait until something has become true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.002)
+
+
+class House:
+    """A supervisor with one model, and what it told."""
+
+    def __init__(self, supervisor: Supervisor, restarts: list[Restart], batches: list) -> None:
+        self.supervisor = supervisor
+        self.restarts = restarts
+        self.batches = batches
+        self.model: WorkerEngine
+        self._next_id = 0
+
+    async def load(self, key: str = "model", limits: EngineLimits | None = None, **config) -> WorkerEngine:
+        return await self.supervisor.load(key, spec(**config), RuntimeSettings(), limits)
+
+    def request(self, *inputs: list[int], deadline: float | None = None) -> Request:
+        """A request of token id lists; ids repeat between houses, as those of callers may."""
+        self._next_id += 1
+        number = self._next_id
+        return Request(
+            number,
+            tuple(Sequence(number, i, tokens(*ids)) for i, ids in enumerate(inputs)),
+            deadline=None if deadline is None else time.monotonic() + deadline,
+        )
+
+    async def embed(self, *inputs: list[int], model: WorkerEngine | None = None, deadline=None) -> Output:
+        """Run a request and check that every row is the right one."""
+        request = self.request(*inputs, deadline=deadline)
+        output = await asyncio.wait_for((model or self.model).run(request), PATIENCE)
+        assert output.request_id == request.id
+        assert output.errors == {}
+        expected = np.stack([fake_vector(tokens(*ids), DIMENSIONS) for ids in inputs])
+        np.testing.assert_array_equal(output.dense, expected)
+        return output
+
+    def start(self, *inputs: list[int], **options) -> asyncio.Task[Output]:
+        return asyncio.create_task(self.embed(*inputs, **options))
+
+    @property
+    def pid(self) -> int:
+        assert self.supervisor.pid is not None
+        return self.supervisor.pid
