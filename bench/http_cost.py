@@ -72,7 +72,15 @@ def serve(listener: int) -> None:
             await app(scope, receive, send)
 
     config = uvicorn.Config(
-        bare_or_app, http="httptools", loop="uvloop", access_log=False, log_config=None, lifespan="off"
+        bare_or_app,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
     )
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
 

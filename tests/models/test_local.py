@@ -1,0 +1,140 @@
+"""The Python way in, on the real runtimes with tiny models."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hilbert
+from hilbert.errors import InputTooLong, InvalidInput
+from hilbert.testing.models import tiny_model
+
+TEXTS = ["the packed row", "", "a short query is attended", "alone", "the " * 300]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("static", tmp_path_factory.mktemp("models") / "static", prompts={"query": "a query: "})
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    with hilbert.Model(str(folder)) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    from sentence_transformers import SentenceTransformer
+
+    reference = SentenceTransformer(str(folder), device="cpu")
+    return lambda texts, **more: reference.encode(texts, convert_to_numpy=True, **more)
+
+
+def test_vectors_as_sentence_transformers(model, expected):
+    vectors = model.embed(TEXTS)
+    assert vectors.shape == (5, model.dimensions) and vectors.dtype == np.float32
+    assert np.abs(vectors - expected(TEXTS)).max() < 1e-6
+    by_name = model.embed(TEXTS, prompt_name="query")
+    assert np.abs(by_name - expected(TEXTS, prompt_name="query")).max() < 1e-6
+    assert np.array_equal(model.embed(TEXTS, input_type="query"), by_name)
+    assert np.array_equal(model.embed(TEXTS, prompt="a query: "), by_name)
+
+
+def test_one_text_none_and_token_ids(model):
+    alone = model.embed("alone")
+    assert alone.shape == (1, model.dimensions) and np.allclose(alone, model.embed(TEXTS)[3:4], atol=1e-6)
+    assert model.embed([]).shape == (0, model.dimensions)
+    assert model.embed([], dimensions=3).shape == (0, 3)
+    ids = [5, 6, 7]
+    for form in (ids, tuple(ids), np.array(ids)):
+        assert np.array_equal(model.embed([form]), model.embed([ids]))
+
+
+def test_dimensions_and_normalisation(model):
+    raw = model.embed(TEXTS, normalize=False)
+    assert np.abs(np.linalg.norm(raw[0]) - 1) > 1e-3
+    short = model.embed(TEXTS[:1], dimensions=5)
+    assert np.abs(short - raw[:1, :5] / np.linalg.norm(raw[:1, :5])).max() < 1e-6
+
+
+def test_a_long_list_keeps_its_order(model):
+    words = ["the", "packed", "row", "query", "alone"]
+    texts = [f"{words[i % 5]} {words[i // 5 % 5]} {words[i // 25 % 5]}" for i in range(10_000)]
+    vectors = model.embed(texts)
+    unique = {text: row for text, row in zip(texts[:125], model.embed(texts[:125]), strict=True)}
+    assert max(np.abs(row - unique[text]).max() for text, row in zip(texts, vectors, strict=True)) < 2e-6
+
+
+def test_an_error_in_a_long_list_names_its_place(model):
+    with pytest.raises(InvalidInput, match=r"input\[9000\].*D800") as refused:
+        model.embed(["fine"] * 9000 + ["\ud800"] + ["fine"] * 3000)
+    assert refused.value.index == 9000
+
+
+@pytest.mark.parametrize("bad", [3.5, None, b"bytes", [1.5, "x"], {"a": 1}])
+def test_what_is_no_text_is_refused(model, bad):
+    with pytest.raises(InvalidInput, match=r"input\[1\]"):
+        model.embed(["fine", bad])
+
+
+def test_refusals_carry_their_type(tmp_path):
+    with hilbert.Model(str(tiny_model("static", tmp_path / "m"))) as model:
+        with pytest.raises(InvalidInput, match="1 to"):
+            model.embed("a", dimensions=10_000)
+        with pytest.raises(InvalidInput, match="1 to"):
+            model.embed([], dimensions=0)
+        with pytest.raises(InvalidInput, match="none"):
+            model.embed("a", prompt_name="nope")
+
+
+def test_from_an_event_loop_and_from_threads_at_once(model):
+    wanted = model.embed(TEXTS)
+
+    async def scenario() -> list[np.ndarray]:
+        inside = model.embed(TEXTS)  # a notebook's cell runs inside a loop
+        assert np.allclose(inside, wanted, atol=1e-6)
+        return await asyncio.gather(*[model.aembed(TEXTS) for _ in range(8)])
+
+    assert all(np.allclose(v, wanted, atol=1e-6) for v in asyncio.run(scenario()))
+    with ThreadPoolExecutor(8) as pool:
+        assert all(np.allclose(v, wanted, atol=1e-6) for v in pool.map(model.embed, [TEXTS] * 16))
+
+
+def test_a_closed_model_says_so(folder):
+    model = hilbert.Model(str(folder))
+    model.close()
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        model.embed("a")
+
+
+def test_a_script_that_forgets_to_close_ends_cleanly(folder):
+    script = f"import hilbert; m = hilbert.Model({str(folder)!r}); print(m.embed(['a']).shape[0])"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, timeout=60)
+    assert (run.returncode, run.stdout.strip(), run.stderr) == (0, b"1", b"")
+
+
+def test_the_bare_package_imports_no_server():
+    script = (
+        "import sys, hilbert; hilbert.__version__; "
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in "
+        "('openvino', 'tokenizers', 'uvicorn', 'starlette', 'orjson', 'torch', 'huggingface_hub')))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
+    assert run.stdout.strip() == b"[]"
+
+
+@pytest.mark.slow
+def test_the_real_model_through_openvino():
+    with hilbert.Model(dtype="float32") as model:
+        vectors = model.embed(["Hilbert's hotel", "one more guest", ""])
+        assert vectors.shape == (3, 384) and model.info.engine in ("openvino", "torch")
+        with pytest.raises(InputTooLong, match="256"):
+            model.embed("word " * 400, truncate=False)
