@@ -175,6 +175,13 @@ def test_ids_outside_the_vocabulary_are_named(processor, ids, named):
     assert refused.value.index == 1 and "30521" in refused.value.message
 
 
+def test_a_text_whose_tokens_the_model_does_not_have_is_refused(bundled):
+    small = TextProcessor(msgspec.structs.replace(bundled, vocab_size=10_000))
+    assert encode(small, "the")[0].num_tokens == 3
+    with pytest.raises(InvalidInput, match=r"input\[1\].* 20000; ids go from 0 to 9999"):
+        encode(small, "the", str(small._tokenizer.id_to_token(20_000)))
+
+
 def test_ids_beyond_32_bits_are_named():
     with pytest.raises(InvalidInput, match=str(2**40)):
         token_array([1, 2**40], 0)

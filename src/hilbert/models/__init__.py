@@ -2,5 +2,6 @@
 
 from hilbert.models.registry import Readiness, Registry
 from hilbert.models.served import ServedModel
+from hilbert.models.tokenizers import load_processor
 
-__all__ = ["Readiness", "Registry", "ServedModel"]
+__all__ = ["Readiness", "Registry", "ServedModel", "load_processor"]

@@ -25,7 +25,8 @@ from hilbert.core.request import FloatArray, IntArray
 from hilbert.engine import Device, Engine, LocalEngine
 from hilbert.errors import InvalidInput, ServingError
 from hilbert.models.served import ServedModel
-from hilbert.processors import TextProcessor, token_array
+from hilbert.models.tokenizers import load_processor
+from hilbert.processors import token_array
 from hilbert.runtimes import load_runtime
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 from hilbert.scheduler import Admission, Scheduler
@@ -80,7 +81,7 @@ class Model:
     ) -> None:
         settings = RuntimeSettings(engine, dtype, device, threads, cache_dir, trust_remote_code)
         spec = hub.resolve(model_id, revision=revision, token=token, trust_remote_code=trust_remote_code)
-        processor = TextProcessor(spec)
+        processor = load_processor(spec, cache_dir)
         runtime: Runtime[Any] = load_runtime(spec, settings)
         budget = max_batch_tokens or runtime.info.max_batch_tokens
         running = Engine(runtime, Scheduler(budget), Device(), name=spec.model_id)

@@ -58,14 +58,19 @@ class TextProcessor:
             raise ModelUnavailable(f"{file.name} of {spec.model_id} cannot be read: {error}") from error
         self.spec = spec
         self._is_static = spec.kind == "static"
-        side = _configure(self._tokenizer, spec, _read_json(file.with_name("tokenizer_config.json")))
+        side = _configure(self._tokenizer, spec, _tokenizer_config(spec))
         truncation = self._tokenizer.truncation
         self._max_len: int | None = truncation["max_length"] if truncation else None
         self._truncates_left = side == "left"
         self._num_special = 0 if self._is_static else self._tokenizer.num_special_tokens_to_add(False)
         self._has_token_types = self._probe_token_types()
-        is_by_words = not (self._truncates_left or self._is_static) and splits_at_spaces(self._tokenizer)
-        self._words = WordTable(self._tokenizer) if is_by_words and not self._has_token_types else None
+        # A few repositories add tokens without growing the embedding table; texts that hold them are refused.
+        self._has_foreign_ids = self._tokenizer.get_vocab_size() > spec.vocab_size
+        needs_tokenizer = (
+            self._truncates_left or self._is_static or self._has_token_types or self._has_foreign_ids
+        )
+        is_by_words = not needs_tokenizer and splits_at_spaces(self._tokenizer)
+        self._words = WordTable(self._tokenizer) if is_by_words else None
         self._special_ids = frozenset(
             token_id
             for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
@@ -134,6 +139,9 @@ class TextProcessor:
         encodings = self._tokenize(prompted, first_index)
         if not truncate:
             self._refuse_too_long(encodings, first_index)
+        if self._has_foreign_ids:
+            for index, encoding in enumerate(encodings, start=first_index):
+                self._refuse_foreign_ids(np.array(encoding.ids, dtype=np.int32), index)
         return tuple(
             Sequence(
                 request_id,
@@ -183,14 +191,17 @@ class TextProcessor:
     def _check_ids(self, ids: IntArray, truncate: bool, request_id: int, index: int) -> Sequence:
         if len(ids) == 0:
             raise InvalidInput(f"input[{index}] is an empty list of token ids.", param="input", index=index)
-        bad = ids[(ids < 0) | (ids >= self.spec.vocab_size)]
-        if len(bad):
-            raise _out_of_vocabulary(bad.tolist(), self.spec.vocab_size, index)
+        self._refuse_foreign_ids(ids, index)
         if self._max_len is not None and len(ids) > self._max_len:
             if not truncate:
                 raise _too_long(index, len(ids), self._max_len)
             ids = ids[-self._max_len :] if self._truncates_left else ids[: self._max_len]
         return Sequence(request_id, index, np.ascontiguousarray(ids, dtype=np.int32))
+
+    def _refuse_foreign_ids(self, ids: IntArray, index: int) -> None:
+        bad = ids[(ids < 0) | (ids >= self.spec.vocab_size)]
+        if len(bad):
+            raise _out_of_vocabulary(bad.tolist(), self.spec.vocab_size, index)
 
     def _token_types(self, encoding: Encoding) -> IntArray | None:
         type_ids = np.array(encoding.type_ids, dtype=np.int32)
@@ -282,11 +293,14 @@ def _put_lowercase_first(tokenizer: Tokenizer) -> None:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    value = json.loads(file.read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}
+def _tokenizer_config(spec: ModelSpec) -> dict[str, Any]:
+    root = Path(spec.path)
+    for folder in (root / spec.transformer_folder, root):
+        file = folder / "tokenizer_config.json"
+        if file.is_file():
+            value = json.loads(file.read_text(encoding="utf-8"))
+            return value if isinstance(value, dict) else {}
+    return {}
 
 
 def _refuse_invalid_unicode(text: str, index: int) -> None:
