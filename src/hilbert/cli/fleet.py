@@ -41,7 +41,7 @@ class Fleet(Protocol):
         ...
 
     async def close(self) -> None:
-        """End everything; no process and no thread is left."""
+        """Answer whoever waits and end everything; no process and no thread is left. Harmless twice."""
         ...
 
 
@@ -96,10 +96,12 @@ class WorkerFleet:
 
     async def close(self) -> None:
         """See `Fleet`."""
-        for supervisor in self._supervisors.values():
+        supervisors, self._supervisors = self._supervisors, {}
+        for supervisor in supervisors.values():
             await supervisor.drain(0.0)
-        if self._first is not None:
-            self._first.close()
+        first, self._first = self._first, None
+        if first is not None:
+            first.close()
 
 
 class LocalFleet:
@@ -153,7 +155,8 @@ class LocalFleet:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for handle in self._engines:
+        handles, self._engines = self._engines, []
+        for handle in handles:
             if handle.loaded is not None:
                 await asyncio.to_thread(handle.loaded.engine.stop)
                 handle.loaded.engine.runtime.close()

@@ -65,7 +65,7 @@ def serve(settings: ServerSettings, worker: WorkerProcess | None) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_Server(settings, sock).run(worker))
     finally:
-        release(sock)
+        release(sock, settings)
     return 0
 
 
@@ -116,6 +116,8 @@ class _Server:
             for task in (opening, coming_up, stopping):
                 task.cancel()
             http.leave()
+            if self._stop_now.is_set():
+                await fleet.close()  # whoever still waits is answered now
             await asyncio.gather(opening, coming_up, stopping, serving, return_exceptions=True)
 
     async def _open_models(self, fleet: Fleet) -> list[tuple[ModelSettings, ModelSpec, EngineHandle]]:

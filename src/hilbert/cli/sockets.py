@@ -23,12 +23,11 @@ def bind(settings: ServerSettings) -> socket.socket:
     return _bind_path(settings.uds) if settings.uds else _bind_port(settings.host, settings.port)
 
 
-def release(sock: socket.socket) -> None:
-    """Close it, and remove the file of a unix socket."""
-    path = sock.getsockname() if sock.family == getattr(socket, "AF_UNIX", None) else ""
+def release(sock: socket.socket, settings: ServerSettings) -> None:
+    """Close it (the server may have done so already), and remove the file of a unix socket."""
     sock.close()
-    if path:
-        _remove(path)
+    if settings.uds:
+        _remove(settings.uds)
 
 
 def url_of(sock: socket.socket, settings: ServerSettings) -> str:

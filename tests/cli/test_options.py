@@ -1,0 +1,233 @@
+"""Every flag of `hilbert serve`, on a real server: each test fails when its flag is ignored.
+
+Flags whose effect needs a GPU, a hub or a crash have their tests in the files beside this one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from conftest import clean_environment, hilbert, is_alive
+
+from hilbert.config import available_threads
+from hilbert.testing.models import tiny_model
+
+TEXTS = [f"guest {i} moves to room {i + 1}" for i in range(8)]
+
+
+def test_model_id_served_model_name_and_host(start, static) -> None:
+    server = start("--model-id", static, "--served-model-name", "rooms", "--host", "127.0.0.1")
+    assert [m["id"] for m in server.get("/v1/models").json()["data"]] == ["rooms"]
+    assert server.post(["a"]).json()["model"] == "rooms"
+    assert server.url.startswith("http://127.0.0.1:")
+    other = start("-m", static, "--host", "127.0.0.2")
+    assert other.url.startswith("http://127.0.0.2:") and other.post(["a"]).status_code == 200
+
+
+def test_the_name_is_the_last_two_parts_of_the_id(start, static) -> None:
+    assert start("-m", static).post(["a"]).json()["model"] == "tiny/static"
+
+
+def test_several_models(start, static, tmp_path) -> None:
+    other = str(tiny_model("static", tmp_path / "other", seed=1))
+    server = start("-m", static, "-m", other, "--served-model-name", "one", "--served-model-name", "two")
+    answers = [server.post(["room"], model=name).json() for name in ("one", "two", other)]
+    vectors = [answer["data"][0]["embedding"] for answer in answers]
+    assert vectors[0] != vectors[1] == vectors[2]  # the id is a name, too
+    assert [answer["model"] for answer in answers] == ["one", "two", "two"]
+    assert server.post(["room"], model="three").status_code == 404
+
+
+def test_environment_and_infinitys_names(start, static) -> None:
+    server = start(INFINITY_MODEL_ID=f"{static};", HILBERT_SERVED_MODEL_NAME="rooms", HILBERT_PORT="0")
+    assert server.post(["a"]).json()["model"] == "rooms"
+
+
+def test_port(start, static) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start("-m", static, "--port", str(port))
+    assert httpx2.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    assert server.url == f"http://127.0.0.1:{port}"
+
+
+def test_a_port_in_use_is_one_clear_line(static) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = hilbert("serve", "-m", static, "--port", str(port))
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        f"hilbert: port {port} of 127.0.0.1 is in use; stop what listens there, or choose another with --port"
+    ]
+
+
+def test_a_host_that_is_not_here(static) -> None:
+    ended = hilbert("serve", "-m", static, "--host", "192.0.2.1")
+    assert ended.returncode == 1 and "--host '192.0.2.1'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_uds(start, static, tmp_path) -> None:
+    path = str(tmp_path / "h.sock")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)  # left behind by a server that was killed
+    server = start("-m", static, "--uds", path)
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=path)) as client:
+        assert client.get("http://localhost/readyz").status_code == 200
+    assert "--unix-socket" in server.curl
+    second = hilbert("serve", "-m", static, "--uds", path)
+    assert second.returncode == 1 and "in use" in second.stderr
+    assert server.stop() == 0
+    assert not os.path.exists(path)
+    Path(path).write_text("mine")
+    third = hilbert("serve", "-m", static, "--uds", path)
+    assert third.returncode == 1 and Path(path).read_text() == "mine"
+
+
+def test_url_prefix_and_redirect_slash(start, static) -> None:
+    server = start("-m", static, "--url-prefix", "/embed", "--redirect-slash", "/embed/docs")
+    assert server.post(["a"], "/embed/embeddings").status_code == 200
+    home = server.get("/")
+    assert (home.status_code, home.headers["location"]) == (307, "/embed/docs")
+    plain = start("-m", static, "--redirect-slash", "")
+    assert plain.post(["a"], "/embed/embeddings").status_code == 404
+    assert plain.get("/").status_code == 404
+
+
+def test_proxy_root_path(start, static) -> None:
+    server = start("-m", static, "--proxy-root-path", "/gpu")
+    assert server.get("/").headers["location"] == "/gpu/docs"
+
+
+def test_permissive_cors(start, static) -> None:
+    allowed = "access-control-allow-origin"
+    assert allowed in start("-m", static, "--permissive-cors").get("/v1/models", origin="http://x").headers
+    assert allowed not in start("-m", static).get("/v1/models", origin="http://x").headers
+
+
+def test_api_key_and_a_curl_line_without_it(start, static) -> None:
+    server = start("-m", static, HILBERT_API_KEY="sesame")
+    assert server.post(["a"]).status_code == 401
+    assert server.post(["a"], headers={"Authorization": "Bearer sesame"}).status_code == 200
+    assert "sesame" not in server.banner
+    pasted = subprocess.run(
+        ["sh", "-c", server.curl],
+        env=clean_environment(HILBERT_API_KEY="sesame"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert '"embedding"' in pasted.stdout
+
+
+def test_max_client_batch_size_and_max_body_bytes(start, static) -> None:
+    server = start("-m", static, "--max-client-batch-size", "3", "--max-body-bytes", "1000")
+    assert server.post(TEXTS[:3]).status_code == 200
+    assert server.post(TEXTS[:4]).status_code == 400
+    assert server.post(["x" * 1000]).status_code == 413
+
+
+def test_max_batch_requests_and_max_batch_tokens(start, static) -> None:
+    def batches(*flags: str) -> float:
+        server = start("-m", static, *flags)
+        assert server.post(TEXTS).status_code == 200
+        return server.metric("hilbert_batch_sequences_count")
+
+    assert batches() == 1
+    assert batches("--max-batch-requests", "2") == 4
+    assert batches("--batch-size", "1") == 8
+    assert batches("--max-batch-tokens", "1") == 8
+
+
+@pytest.mark.parametrize("flag", ["--max-concurrent-requests", "--max-queued-tokens"])
+def test_a_full_house_refuses(start, static, flag) -> None:
+    texts = TEXTS * 100
+
+    def statuses(server) -> set[int]:
+        with ThreadPoolExecutor(12) as pool:
+            return {answer.status_code for answer in pool.map(lambda _: server.post(texts), range(36))}
+
+    assert 429 in statuses(start("-m", static, flag, "1"))
+    assert statuses(start("-m", static)) == {200}
+
+
+def test_request_timeout(start, static) -> None:
+    assert start("-m", static, "--request-timeout", "0.001").post(TEXTS * 100).status_code == 503
+
+
+def test_in_process(start, static) -> None:
+    server = start("-m", static, "--in-process")
+    assert server.children == []
+    assert server.post(["a"]).status_code == 200
+    worker = start("-m", static)
+    assert len(worker.children) == 1
+    same = [s.post(["room"]).json()["data"][0]["embedding"] for s in (server, worker)]
+    assert same[0] == same[1]
+
+
+def test_log_level(start, static) -> None:
+    server = start("-m", static, "--log-level", "info")
+    server.stop()
+    assert any(" INFO hilbert" in line for line in server.errors)
+    quiet = start("-m", static, "--log-level", "warning")
+    quiet.stop()
+    assert quiet.errors == []
+    loud = start("-m", static, "--log-level", "debug")
+    loud.stop()
+    assert any("uvicorn" in line for line in loud.errors)
+
+
+def test_a_device_that_is_not_here(static, tmp_path) -> None:
+    model = str(tiny_model("bert", tmp_path / "bert"))
+    ended = hilbert("serve", "-m", model, "--device", "cuda:31", "--port", "0")
+    assert ended.returncode == 1 and "cuda:31" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_cache_dir_dtype_engine_and_preload_only(start, tmp_path) -> None:
+    model = str(tiny_model("bert", tmp_path / "bert"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    ended = hilbert("serve", "-m", model, "--preload-only", "--cache-dir", str(first), "--dtype", "float32")
+    assert ended.returncode == 0 and "float32" in ended.stdout
+    traced = sorted(path.name for path in (first / "artifacts").iterdir())
+    assert len(traced) == 1
+    assert hilbert("v2", "--model-id", model, "--preload-only", HILBERT_CACHE_DIR=str(second)).returncode == 0
+    assert len(list((second / "artifacts").iterdir())) == 1
+
+    served = start("-m", model, "--cache-dir", str(first), "--dtype", "float32")
+    assert sorted(path.name for path in (first / "artifacts").iterdir()) == traced
+    assert 'dtype="float32"' in served.get("/metrics").text
+    assert 'engine="openvino"' in served.get("/metrics").text
+    eager = start("-m", model, "--engine", "torch", "--dtype", "float32")
+    assert 'engine="torch"' in eager.get("/metrics").text
+    rows = [np.array([row["embedding"] for row in s.post(TEXTS).json()["data"]]) for s in (served, eager)]
+    assert np.abs(rows[0] - rows[1]).max() < 1e-5
+
+
+@pytest.mark.skipif(available_threads() < 2, reason="one CPU shows no difference")
+def test_threads(start, cache) -> None:
+    server = start("--threads", "1", "--cache-dir", cache)
+    (worker,) = server.children
+
+    def cpu_seconds() -> float:
+        fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    used, began = cpu_seconds(), time.monotonic()
+    assert server.post(TEXTS * 64).status_code == 200
+    assert (cpu_seconds() - used) / (time.monotonic() - began) < 1.3  # by default about 1.9 of 2 CPUs
+
+
+def test_worker_timeout(start, static) -> None:
+    server = start("-m", static, "--worker-timeout", "1")
+    (worker,) = server.children
+    os.kill(worker, 19)  # SIGSTOP: it lives and says nothing
+    assert server.post(["a"]).status_code == 200  # by the next worker
+    assert not is_alive(worker) and server.children != [worker]
