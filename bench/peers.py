@@ -89,7 +89,6 @@ def offline_env() -> dict[str, str]:
         HF_HUB_DISABLE_TELEMETRY="1",
         HF_HOME=str(TMP / "hf"),
         INFINITY_HOME=str(TMP / "hf"),
-        TOKENIZERS_PARALLELISM="false",
     )
     return env
 

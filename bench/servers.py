@@ -97,8 +97,10 @@ def free_port() -> int:
 
 
 def server_env(server: Server) -> dict[str, str]:
+    """As for all; Hilbert also reads Infinity's names, so it gets none of them, nor settings of its own."""
     env = offline_env()
     if server.name == "hilbert":
+        env = {k: v for k, v in env.items() if not k.startswith(("HILBERT_", "INFINITY_"))}
         env["HILBERT_CACHE_DIR"] = str(TMP / "hilbert-cache")
     return env
 
