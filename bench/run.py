@@ -1,7 +1,7 @@
 """`make bench`: Hilbert and its peers side by side, one load for all; raw numbers, a table, a plot.
 
     python bench/run.py                  # about 25 minutes; results in bench/results/
-    python bench/run.py --quick          # two minutes: does everything work? Writes under bench/tmp/
+    python bench/run.py --quick          # four minutes: does everything work? Writes under bench/tmp/
     python bench/run.py --only hilbert   # without the peers (no ratios then)
 
 Three rounds. In each round every server is started, loaded and stopped, one after another, so that slow
