@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -216,13 +215,18 @@ def test_threads(start, cache) -> None:
     server = start("--threads", "1", "--cache-dir", cache)
     (worker,) = server.children
 
-    def cpu_seconds() -> float:
-        fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def ticks() -> list[int]:
+        fields = [
+            (task / "stat").read_text().rpartition(")")[2].split()
+            for task in sorted(Path(f"/proc/{worker}/task").iterdir())
+        ]
+        return [int(row[11]) + int(row[12]) for row in fields]
 
-    used, began = cpu_seconds(), time.monotonic()
-    assert server.post(TEXTS * 64).status_code == 200
-    assert (cpu_seconds() - used) / (time.monotonic() - began) < 1.3  # by default about 1.9 of 2 CPUs
+    before = ticks()
+    assert server.post(["room for one more guest " * 30] * 64).status_code == 200
+    used = sorted((now - then for now, then in zip(ticks(), before, strict=True)), reverse=True)
+    # The two threads that take batches in turns compute themselves; a second compute thread is a third.
+    assert sum(used[:2]) > 0.9 * sum(used)
 
 
 def test_worker_timeout(start, static) -> None:
