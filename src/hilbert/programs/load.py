@@ -7,6 +7,7 @@ error: transformers would fill it with random numbers and only log it.
 from __future__ import annotations
 
 import pickle
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def load_body(
             f"{spec.model_id}: {len(wrong)} weights are missing or have other shapes than config.json says, "
             f"first {wrong[:3]}; the download is incomplete or the repository is broken"
         )
+    if "add_pooling_layer" in signature(type(model).__init__).parameters:
+        model.pooler = None  # it feeds only next-sentence prediction, and would see one row of a packed batch
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]  # builder is Any
 
 
