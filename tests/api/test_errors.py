@@ -36,6 +36,10 @@ def check_alive(server: Any) -> None:
     assert server.post("/v1/embeddings", {"input": "still here"}).status_code == 200
 
 
+def post_head(length: int | str, more: str = "") -> bytes:
+    return f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{more}\r\n".encode()
+
+
 BAD_FORMS = [
     ({}, "input", "missing"),
     ({"input": None}, "input", "missing"),
@@ -149,6 +153,13 @@ def test_a_body_of_100_megabytes_is_refused_and_the_client_reads_why(server):
     check_alive(server)
 
 
+def test_a_client_that_reads_only_after_it_has_sent_all_reads_why(server):
+    size = 100_000_000
+    answer = server.raw(post_head(size) + b"a" * size)
+    assert answer.startswith(b"HTTP/1.1 413") and b'"error"' in answer
+    check_alive(server)
+
+
 def test_a_chunked_body_beyond_the_limit(serve):
     server = serve(settings=ApiSettings(max_body_bytes=1000))
     reply = server.post("/v1/embeddings", content=(b"a" * 100 for _ in range(200)))
@@ -173,10 +184,6 @@ def test_a_large_body_within_the_limit_is_read(server):
 
 
 # -- raw sockets ------------------------------------------------------------------------------------
-
-
-def post_head(length: int | str, more: str = "") -> bytes:
-    return f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{more}\r\n".encode()
 
 
 @pytest.mark.parametrize(

@@ -342,6 +342,16 @@ def test_only_berts_pipeline_goes_word_by_word(tmp_path):
     assert splits_at_spaces(spaced)
     spaced.add_tokens([AddedToken("new york")])
     assert not splits_at_spaces(spaced)
+    from tokenizers import normalizers, pre_tokenizers
+
+    for part, other in (
+        ("pre_tokenizer", pre_tokenizers.ByteLevel()),
+        ("normalizer", normalizers.NFC()),
+        ("normalizer", None),
+    ):
+        changed = Tokenizer.from_file(str(tmp_path / "bert" / "tokenizer.json"))
+        setattr(changed, part, other)
+        assert not splits_at_spaces(changed)
 
 
 def test_long_texts_are_cut_and_short_ones_are_not():

@@ -6,8 +6,8 @@ Thin over ASGI: no middleware, no request object that parses what nobody asks fo
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ JSON = b"application/json"
 
 # Ids that callers may bring: what is safe in a header and in a log line.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_process = secrets.token_hex(6).encode()
+_process = os.urandom(6).hex().encode()
 _numbers = count(1)
 
 # A client that sends a body beyond the limit reads no answer before it has sent all of it, so this much

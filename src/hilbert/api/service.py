@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import msgspec
 import orjson
@@ -90,4 +90,4 @@ def service_routes(
 @cache
 def docs_page() -> bytes:
     """The page at `/docs`: self-contained, so that it works without the internet."""
-    return (files("hilbert.api") / "static" / "docs.html").read_bytes()
+    return (Path(__file__).parent / "static" / "docs.html").read_bytes()
