@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 # A request is dropped by its own time limit; this is how much longer a shutdown waits for its answer.
 _DRAIN_MARGIN_SECONDS = 5.0
+# Finding a model that is on this machine takes less; during a download the port opens after so long.
+_ORDERS_FIRST_SECONDS = 0.25
 _TRACE_LEVEL = 5
 
 
@@ -97,7 +99,10 @@ class _Server:
 
     async def _serve(self, fleet: Fleet) -> None:
         opening = asyncio.create_task(self._open_models(fleet))
-        await asyncio.sleep(0)  # from here on a thread looks the models up
+        # The worker waits for these orders; importing HTTP at the same time would only delay them. It is
+        # imported in a thread, so that the loop can shake hands with the worker meanwhile.
+        await asyncio.wait({opening}, timeout=_ORDERS_FIRST_SECONDS)
+        await _in_thread(_import_http)
         from hilbert.cli.door import Door
         from hilbert.cli.http import HttpServer
 
@@ -157,8 +162,7 @@ class _Server:
         self._announce()
 
     async def _served_model(self, model: ModelSettings, spec: ModelSpec, engine: EngineHandle) -> ServedModel:
-        from hilbert.models import ServedModel
-        from hilbert.processors import TextProcessor
+        from hilbert.models import ServedModel, load_processor
         from hilbert.scheduler import Admission
 
         settings = self._settings
@@ -166,7 +170,7 @@ class _Server:
         return ServedModel(
             model.name,
             spec,
-            await _in_thread(partial(TextProcessor, spec)),
+            await _in_thread(partial(load_processor, spec, settings.cache_dir)),
             engine,
             Admission(settings.max_queued_tokens, settings.max_concurrent_requests),
             aliases=() if model.model_id in others else (model.model_id,),
@@ -205,6 +209,14 @@ class _Server:
         model = self._models.get(name)
         if model is not None:
             model.metrics.on_batch(stats)
+
+
+def _import_http() -> None:
+    """Everything that the steps after the first order import; 0.1 s."""
+    import hilbert.api
+    import hilbert.cli.door
+    import hilbert.cli.http
+    import hilbert.models  # noqa: F401
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
