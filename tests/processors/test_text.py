@@ -299,7 +299,22 @@ _PIECES = [
     "İ",
     "\u200d",
 ]
-_pieces = st.sampled_from([*_PIECES, "x" * 120])
+_PUNCTUATED = [
+    "self.x(",
+    "'",
+    "\u2019",
+    "--",
+    "≠",
+    "<\u0338",
+    ";\u037e",
+    "a_b",
+    "«é»",
+    "[mask]",
+    "[SEP",
+    "]",
+    "`\u1fef",
+]
+_pieces = st.sampled_from([*_PIECES, *_PUNCTUATED, "x" * 120])
 
 
 @settings(max_examples=300, deadline=None)
@@ -311,9 +326,20 @@ def test_a_cut_text_has_the_same_first_tokens(processor, text, num_tokens):
     assert short[:num_tokens] == whole[:num_tokens]
 
 
+@pytest.fixture(scope="module")
+def cased(tmp_path_factory: pytest.TempPathFactory) -> TextProcessor:
+    folder = tiny_model("bert", tmp_path_factory.mktemp("models") / "cased", model_max_length=256)
+    file = folder / "tokenizer_config.json"
+    flags = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    file.write_text(json.dumps(json.loads(file.read_text()) | flags))
+    return TextProcessor(msgspec.structs.replace(hub.resolve(str(folder)), max_model_len=256))
+
+
 @settings(max_examples=500, deadline=None)
-@given(st.lists(_pieces, max_size=60).map("".join))
-def test_word_by_word_is_the_same_as_the_tokenizer(processor, text):
+@given(st.lists(_pieces, max_size=60).map("".join), st.booleans())
+def test_word_by_word_is_the_same_as_the_tokenizer(processor, cased, text, is_cased):
+    processor = cased if is_cased else processor
+    assert processor._words is not None
     whole = processor._tokenizer.encode(text)
     assert encode(processor, text)[0].input_ids.tolist() == whole.ids
     if len(whole.ids) < 256:
@@ -328,6 +354,7 @@ def test_the_table_of_words_stays_small_and_right(processor, monkeypatch):
         assert table.encode(text, 256).tolist() == processor._tokenizer.encode(text).ids
         assert len(table._table) <= 50
         assert all(len(word) <= 48 for word in table._table)
+        assert all(len(word) <= 12 for word in table._table if not word.isalnum())
 
 
 def test_only_berts_pipeline_goes_word_by_word(tmp_path):

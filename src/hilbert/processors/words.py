@@ -5,7 +5,9 @@ pipeline the tokens of a text are those of its space-separated words, one after 
 follow, and both are used only after `splits_at_spaces` has checked that the pipeline is this one:
 
 * The tokens of a word can be remembered. Common words make up most of any text, so a text of 98 tokens
-  costs 12 µs instead of 130 (bench/http_cost.py).
+  costs 12 µs instead of 130 (bench/http_cost.py). A word that is not known is taken apart at its ASCII
+  punctuation, which the pre-tokenizer isolates as well (unless an added token such as ``[MASK]``, which
+  the tokenizer looks for first, may be in it); only pieces that are new go through the tokenizer.
 * Of a text that will be truncated, only a prefix need be looked at: 100,000 characters cost the
   tokenizer 40 ms for the first 256 tokens. Each word with an ASCII letter or digit yields at least one
   token, so a prefix with as many such words as tokens are wanted holds all of them.
@@ -17,7 +19,6 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,10 +33,14 @@ _COUNTED_WORD = re.compile(r"[A-Za-z0-9][^ ]*")
 # Below this many characters per wanted token the search costs more than it saves.
 _MIN_CHARS_PER_TOKEN = 8
 
+# One ASCII punctuation character, or a run of anything else.
+_PIECE = re.compile(r"[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+")
+
 # About 6 MB; beyond it the table starts anew, so that a stream of new words cannot fill the memory.
 _MAX_WORDS = 32_768
-# Longer ones are rarely seen again.
-_MAX_CHARS = 48
+# Longer ones are rarely seen again, whole words with punctuation in them least of all.
+_MAX_PIECE_CHARS = 48
+_MAX_WORD_CHARS = 12
 
 _BYTES_PER_ID = 4
 
@@ -72,6 +77,10 @@ class WordTable:
         """Wrap a tokenizer for which `splits_at_spaces` holds."""
         self._tokenizer = tokenizer
         self._table: dict[str, bytes] = {}
+        added = tokenizer.get_added_tokens_decoder().values()
+        # Those that are looked for in the normalised text cannot be told from the text itself.
+        self._can_take_apart = not any(token.normalized for token in added)
+        self._added_tokens = tuple(token.content for token in added)
         bare = tokenizer.encode("a", add_special_tokens=False).ids
         framed = tokenizer.encode("a").ids
         at = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
@@ -99,14 +108,29 @@ class WordTable:
             content = content[: max_len * _BYTES_PER_ID - len(self._prefix) - len(self._suffix)]
         return np.frombuffer(self._prefix + content + self._suffix, dtype=np.int32)
 
-    def _learn(self, words: Iterable[str]) -> dict[str, bytes]:
-        """The tokens of these words; the new ones are remembered."""
+    def _learn(self, words: list[str]) -> dict[str, bytes]:
+        """The tokens of these words; those that may be seen again are remembered."""
         known = self._table
         needed = set(words)
-        missing = [word for word in needed if word not in known]
-        encodings = self._tokenizer.encode_batch_fast(missing, add_special_tokens=False)
-        found = {w: array("i", e.ids).tobytes() for w, e in zip(missing, encodings, strict=True)}
-        if len(known) + len(found) > _MAX_WORDS:
+        apart = {word: self._pieces(word) for word in needed if word not in known}
+        new = [*{piece for pieces in apart.values() for piece in pieces if piece not in known}]
+        if new:
+            encodings = self._tokenizer.encode_batch_fast(new, add_special_tokens=False)
+            found = {piece: array("i", e.ids).tobytes() for piece, e in zip(new, encodings, strict=True)}
+        else:
+            found = {}
+        joined = {
+            word: b"".join([found[p] if p in found else known[p] for p in pieces])
+            for word, pieces in apart.items()
+        }
+        if len(known) + len(found) + len(joined) > _MAX_WORDS:
             self._table = {}
-        self._table.update((w, ids) for w, ids in found.items() if len(w) <= _MAX_CHARS)
-        return {w: known[w] for w in needed if w not in found} | found
+        self._table.update((p, ids) for p, ids in found.items() if len(p) <= _MAX_PIECE_CHARS)
+        self._table.update((w, ids) for w, ids in joined.items() if len(w) <= _MAX_WORD_CHARS)
+        return {word: known[word] for word in needed if word not in joined} | joined
+
+    def _pieces(self, word: str) -> list[str]:
+        """Parts of a word whose tokens, put together, are the word's own."""
+        if not self._can_take_apart or any(token in word for token in self._added_tokens):
+            return [word]
+        return _PIECE.findall(word)
