@@ -38,6 +38,10 @@ T = TypeVar("T")
 _DRAIN_MARGIN_SECONDS = 5.0
 # Finding a model that is on this machine takes less; during a download the port opens after so long.
 _ORDERS_FIRST_SECONDS = 0.25
+_SLOW_START_SECONDS = 2.0
+_SLOW_START = (
+    "still loading: the first start traces a model, which takes seconds; later ones find it in the cache"
+)
 _TRACE_LEVEL = 5
 
 
@@ -158,7 +162,11 @@ class _Server:
                 max_body_bytes=settings.max_body_bytes,
             ),
         )
-        await fleet.wait_loaded()
+        hint = asyncio.get_running_loop().call_later(_SLOW_START_SECONDS, logger.info, _SLOW_START)
+        try:
+            await fleet.wait_loaded()
+        finally:
+            hint.cancel()
         self._announce()
 
     async def _served_model(self, model: ModelSettings, spec: ModelSpec, engine: EngineHandle) -> ServedModel:

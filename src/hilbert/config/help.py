@@ -21,28 +21,28 @@ def help_text(verb: str = "serve") -> str:
         "",
         "Models (one value for all models, or one for each):",
     ]
-    lines += [line for option in MODEL_OPTIONS for line in _paragraph(option)]
+    lines += [line for option in MODEL_OPTIONS for line in _paragraph(option, verb)]
     lines += ["", "Server:"]
-    lines += [line for option in SERVER_OPTIONS for line in _paragraph(option)]
+    lines += [line for option in SERVER_OPTIONS for line in _paragraph(option, verb)]
     return "\n".join([*lines, f"  {'--help, -h':<{_COLUMN - 2}}show this", ""])
 
 
-def default_text(option: Option) -> str:
-    """The default in words."""
+def _default(option: Option, verb: str) -> str:
     if option.default_note:
         return option.default_note.replace("`", "")
     if option.kind is bool:
         return "on" if option.default else "off"
-    return str(option.default)
+    is_other = verb == "v2" and option.infinity_default is not None
+    return str(option.infinity_default if is_other else option.default)
 
 
-def _paragraph(option: Option) -> list[str]:
+def _paragraph(option: Option, verb: str) -> list[str]:
     if option.kind is bool:
         head = f"{option.flag} / --no-{option.flag[2:]}"
     else:
         value = option.metavar or ("|".join(option.choices) if option.choices else "N")
         head = ", ".join(option.flags) + " " + value
-    text = textwrap.wrap(f"{option.help} [{default_text(option)}]", 100 - _COLUMN)
+    text = textwrap.wrap(f"{option.help} [{_default(option, verb)}]", 100 - _COLUMN)
     if len(head) + 4 > _COLUMN:
         return [f"  {head}", *(" " * _COLUMN + line for line in text)]
     return [f"  {head:<{_COLUMN - 2}}{text[0]}", *(" " * _COLUMN + line for line in text[1:])]

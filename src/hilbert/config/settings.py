@@ -197,7 +197,7 @@ class ServerSettings:
         minimum=1,
     )
     max_concurrent_requests: int = option(
-        1024, "requests that may be in work at once; one more is answered 429", minimum=1
+        1024, "requests that may be in work for a model; one more is answered 429", minimum=1
     )
     max_client_batch_size: int = option(
         2048, "texts that one request may carry", minimum=1, infinity="MAX_CLIENT_BATCH_SIZE"
