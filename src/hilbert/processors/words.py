@@ -6,8 +6,9 @@ follow, and both are used only after `splits_at_spaces` has checked that the pip
 
 * The tokens of a word can be remembered. Common words make up most of any text, so a text of 98 tokens
   costs 12 µs when all its words are known, about 60 when it is source code never seen before, and 130
-  through the tokenizer. A word that is not known is taken apart at its ASCII punctuation, which the pre-tokenizer isolates as well (unless an added token such as ``[MASK]``, which
-  the tokenizer looks for first, may be in it); only pieces that are new go through the tokenizer.
+  through the tokenizer. A word that is not known is taken apart at its ASCII punctuation, which the
+  pre-tokenizer isolates as well (unless an added token such as ``[MASK]``, which the tokenizer looks for
+  first, may be in it); only pieces that are new go through the tokenizer.
 * Of a text that will be truncated, only a prefix need be looked at: 100,000 characters cost the
   tokenizer 40 ms for the first 256 tokens. Each word with an ASCII letter or digit yields at least one
   token, so a prefix with as many such words as tokens are wanted holds all of them.
