@@ -13,6 +13,7 @@ from hilbert.core.request import (
     OutputType,
     Request,
     Sequence,
+    SparseVector,
     Timing,
 )
 from hilbert.core.spec import (
@@ -43,6 +44,7 @@ __all__ = [
     "PoolingModule",
     "Request",
     "Sequence",
+    "SparseVector",
     "Task",
     "Timing",
     "finish_vectors",

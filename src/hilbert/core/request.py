@@ -127,14 +127,33 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseVector:
+    """The weights of one sequence over the vocabulary, the zeros left out.
+
+    Attributes:
+        token_ids: ``[k]`` int32, ascending.
+        weights: ``[k]`` float32, not zero.
+    """
+
+    token_ids: IntArray
+    weights: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
 class BatchOutput:
-    """What a runtime returns: row i belongs to sequence i of the batch.
+    """What a runtime returns: row i belongs to sequence i of the batch. What was not asked for is None.
 
     Attributes:
         dense: ``[B, E]`` float32, before normalisation and before `dimensions`.
+        logits: ``[B, L]`` float32, before any activation.
+        multivector: B arrays ``[n, E]`` float32, a row per token, before normalisation and masking.
+        sparse: B vectors over the vocabulary.
     """
 
     dense: FloatArray | None = None
+    logits: FloatArray | None = None
+    multivector: tuple[FloatArray, ...] | None = None
+    sparse: tuple[SparseVector, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +162,17 @@ class Output:
 
     Attributes:
         dense: ``[N, E]`` float32, before normalisation; rows of failed sequences are zero.
+        logits: ``[N, L]`` float32; rows of failed sequences are zero.
+        multivector: N arrays ``[n, E]``; empty ones for failed sequences.
+        sparse: N vectors; empty ones for failed sequences.
         errors: by sequence index; empty when all is well. A request-wide failure has every index.
     """
 
     request_id: int
     dense: FloatArray | None = None
+    logits: FloatArray | None = None
+    multivector: tuple[FloatArray, ...] | None = None
+    sparse: tuple[SparseVector, ...] | None = None
     errors: dict[int, ServingError] = field(default_factory=dict)
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0

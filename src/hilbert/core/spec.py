@@ -67,7 +67,72 @@ class NormalizeModule(msgspec.Struct, frozen=True, tag="normalize"):
     """L2 normalisation in the middle of the chain. A trailing one is `ModelSpec.normalize`."""
 
 
-Module = PoolingModule | DenseModule | LayerNormModule | NormalizeModule
+class SpladeModule(msgspec.Struct, frozen=True, tag="splade"):
+    """Masked-LM logits ``[T, V]`` → one sparse vector ``[V]`` per sequence.
+
+    `strategy` is ``"max"`` or ``"sum"`` over the tokens, `activation` ``"relu"`` or ``"log1p_relu"``
+    (which takes the logarithm twice), as sentence-transformers' SpladePooling names them.
+    """
+
+    strategy: str = "max"
+    activation: str = "relu"
+
+
+class ClassifierModule(msgspec.Struct, frozen=True, tag="classifier"):
+    """The architecture's own ``ForSequenceClassification`` head: ``[L]`` logits per sequence."""
+
+    num_labels: int
+
+
+class TokenWeightsModule(msgspec.Struct, frozen=True, tag="token_weights"):
+    """bge-m3's ``sparse_linear.pt``: relu(w·h) per token, the maximum per token id, special tokens dropped."""
+
+    file: str
+
+
+class TokenVectorsModule(msgspec.Struct, frozen=True, tag="token_vectors"):
+    """Token vectors ``[T, E]``: the hidden states, or a linear map of them.
+
+    Attributes:
+        file: ``colbert_linear.pt`` of bge-m3, or ``""``.
+        folders: Dense modules in order (ColBERT, PyLate), or none.
+        skip_first: leave the first token out (bge-m3 leaves out CLS).
+    """
+
+    dimension: int
+    file: str = ""
+    folders: tuple[str, ...] = ()
+    skip_first: bool = False
+
+
+Module = (
+    PoolingModule
+    | DenseModule
+    | LayerNormModule
+    | NormalizeModule
+    | SpladeModule
+    | ClassifierModule
+    | TokenWeightsModule
+    | TokenVectorsModule
+)
+
+
+class MultivectorSpec(msgspec.Struct, frozen=True):
+    """How a ColBERT-like model encodes the two sides.
+
+    Attributes:
+        query_len: tokens of a query, special tokens included.
+        document_len: tokens of a document, special tokens included.
+        expansion_id: token that fills a query up to `query_len`; None for no expansion.
+        attends_to_expansion: whether the other tokens see the filling.
+        skip_ids: token ids whose vectors a document leaves out (punctuation).
+    """
+
+    query_len: int
+    document_len: int
+    expansion_id: int | None = None
+    attends_to_expansion: bool = False
+    skip_ids: tuple[int, ...] = ()
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
@@ -100,6 +165,14 @@ class ModelSpec(msgspec.Struct, frozen=True):
         graph_files: shipped graphs relative to `path` (``openvino/openvino_model.xml``,
             ``onnx/model.onnx``).
         remote_code: the repository asks for code of its own (`auto_map`).
+        task: what it is served for when a request does not say.
+        labels: names of the classes in the order of the logits; empty without a classifier.
+        problem_type: `problem_type` of config.json, ``""`` where absent.
+        activation: dotted torch name of the activation that sentence-transformers' CrossEncoder would
+            apply to one-label scores, ``""`` for its default.
+        truncate_dim: the length that sentence-transformers cuts vectors to by default; None for all.
+        special_ids: token ids of the tokenizer's special tokens, which sparse vectors leave out.
+        multivector: how queries and documents of a late-interaction model are encoded; None for others.
     """
 
     model_id: str
@@ -126,6 +199,12 @@ class ModelSpec(msgspec.Struct, frozen=True):
     graph_files: tuple[str, ...] = ()
     remote_code: bool = False
     task: Task = Task.EMBED
+    labels: tuple[str, ...] = ()
+    problem_type: str = ""
+    activation: str = ""
+    truncate_dim: int | None = None
+    special_ids: tuple[int, ...] = ()
+    multivector: MultivectorSpec | None = None
 
     @property
     def pooling(self) -> PoolingModule | None:

@@ -28,6 +28,8 @@ class RuntimeInfo:
         dimensions: ``E``.
         outputs: what one pass can return.
         max_batch_tokens: the token budget that was measured to be best on this kind of device.
+        num_labels: ``L``, the width of the logits; 0 where there are none.
+        token_dimensions: width of the token vectors; 0 where there are none.
     """
 
     engine: str
@@ -38,6 +40,8 @@ class RuntimeInfo:
     dimensions: int
     outputs: frozenset[OutputType]
     max_batch_tokens: int
+    num_labels: int = 0
+    token_dimensions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

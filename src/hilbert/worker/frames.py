@@ -480,7 +480,13 @@ def decode_result(meta: Result, body: bytearray | memoryview, request_id: int, n
     for wire_error, indexes in meta.errors or ():
         failure = decode_error(wire_error)
         failures.update(dict.fromkeys(indexes, failure))
-    return Output(request_id, rows, failures, meta.queue_seconds, meta.inference_seconds)
+    return Output(
+        request_id,
+        rows,
+        errors=failures,
+        queue_seconds=meta.queue_seconds,
+        inference_seconds=meta.inference_seconds,
+    )
 
 
 def encode_load(
