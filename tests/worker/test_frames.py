@@ -124,7 +124,12 @@ def test_answers(data, rows, failures):
     num = 5 if rows is None else len(rows)
     indexes = st.integers(0, max(0, num - 1))
     errors_by_index = {data.draw(indexes): failure for failure in failures} if num else {}
-    frame = one(frames.encode_result(Output(9, rows, errors_by_index, 0.25, 0.5)), [7])
+    frame = one(
+        frames.encode_result(
+            Output(9, rows, errors=errors_by_index, queue_seconds=0.25, inference_seconds=0.5)
+        ),
+        [7],
+    )
     back = frames.decode_result(frame.meta, frame.body, 4, num)
     assert (back.request_id, back.queue_seconds, back.inference_seconds) == (4, 0.25, 0.5)
     if rows is None:
@@ -153,7 +158,7 @@ def test_rows_of_any_layout_arrive():
 
 def test_one_error_for_a_whole_request_travels_once():
     error = errors.Overloaded("the queue is full " * 20)
-    frame = frames.encode_result(Output(1, None, dict.fromkeys(range(2048), error)))
+    frame = frames.encode_result(Output(1, errors=dict.fromkeys(range(2048), error)))
     assert sum(map(len, frame)) < 8000
     meta = one(frame).meta
     back = frames.decode_result(meta, b"", 1, 2048).errors

@@ -17,26 +17,33 @@ from hilbert.core.request import (
     Timing,
 )
 from hilbert.core.spec import (
+    ClassifierModule,
     DenseModule,
     LayerNormModule,
     ModelSpec,
     Module,
+    MultivectorSpec,
     NormalizeModule,
     PoolingMode,
     PoolingModule,
+    SpladeModule,
     Task,
+    TokenVectorsModule,
+    TokenWeightsModule,
 )
 from hilbert.core.vectors import finish_vectors
 
 __all__ = [
     "Batch",
     "BatchOutput",
+    "ClassifierModule",
     "DenseModule",
     "EmbedRequest",
     "EmbedResult",
     "LayerNormModule",
     "ModelSpec",
     "Module",
+    "MultivectorSpec",
     "NormalizeModule",
     "Output",
     "OutputType",
@@ -45,7 +52,10 @@ __all__ = [
     "Request",
     "Sequence",
     "SparseVector",
+    "SpladeModule",
     "Task",
     "Timing",
+    "TokenVectorsModule",
+    "TokenWeightsModule",
     "finish_vectors",
 ]

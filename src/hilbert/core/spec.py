@@ -85,7 +85,7 @@ class ClassifierModule(msgspec.Struct, frozen=True, tag="classifier"):
 
 
 class TokenWeightsModule(msgspec.Struct, frozen=True, tag="token_weights"):
-    """bge-m3's ``sparse_linear.pt``: relu(w·h) per token, the maximum per token id, special tokens dropped."""
+    """bge-m3's ``sparse_linear.pt``: relu(w·h) per token, the maximum per token id, no special tokens."""
 
     file: str
 
