@@ -143,6 +143,14 @@ class TestStopped:
         await house.embed([1])
         assert not house.restarts
 
+    async def test_while_another_model_is_loaded(self, house, tmp_path):
+        """A first load does not lengthen the limit for those who are served."""
+        house.supervisor.begin_load("slow", spec(wait_for=str(tmp_path / "never")), RuntimeSettings())
+        await house.embed([1])
+        os.kill(house.pid, signal.SIGSTOP)
+        await gather_within(ALL, house.start([2]))
+        assert [r.loss for r in house.restarts] == [Loss.HUNG]
+
     async def test_no_new_worker_in_time(self, house, tmp_path):
         """Then callers get an answer that may be retried, and those who come later do not wait for good."""
         gate = tmp_path / "gate"

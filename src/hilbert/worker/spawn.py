@@ -25,8 +25,10 @@ from collections.abc import Callable
 import hilbert
 from hilbert.worker.journal import Journal, create_journal_file
 
-# Each thread that allocates would get an arena of its own, which keeps what it once held.
-_MALLOC_DEFAULTS = {"MALLOC_ARENA_MAX": "2"}
+# What the user has set wins. Each thread that allocates would get an arena of its own, which keeps what
+# it once held. Nothing in a worker multiplies matrices in numpy, and the threads that numpy's OpenBLAS
+# starts when it is imported cost 50 ms of every start.
+_ENVIRONMENT_DEFAULTS = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class WorkerProcess:
@@ -121,7 +123,7 @@ def prestart(runtime_factory: str | None = None, preload: tuple[str, ...] = ()) 
 
 
 def _environment() -> dict[str, str]:
-    environment = {**_MALLOC_DEFAULTS, **os.environ}
+    environment = {**_ENVIRONMENT_DEFAULTS, **os.environ}
     # The worker must import the same hilbert as the front, also when the front found it through the
     # current folder, which `-P` hides. Installed packages are found anyway and must not come first.
     root = os.path.dirname(os.path.dirname(os.path.abspath(hilbert.__file__)))

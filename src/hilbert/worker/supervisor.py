@@ -73,8 +73,8 @@ class SupervisorSettings:
     Attributes:
         worker_timeout_seconds: a worker that gives no sign of life for so long, or computes one batch
             for so long, is replaced.
-        first_load_timeout_seconds: a model that was never loaded may keep the worker from answering
-            pings for so long (importing torch from a cold disk holds the GIL).
+        first_load_timeout_seconds: the same limit while the first models are loaded and nobody is served
+            yet (importing torch from a cold disk holds the GIL).
         recovery_seconds: how long callers wait for the new worker once a hang was noticed.
         drain_seconds: how long `drain` lets requests finish.
         exit_seconds: how long a worker that was told to exit may take before it is killed.
@@ -614,7 +614,8 @@ class Supervisor:
 
     def _set_patience(self) -> None:
         if self._link is not None:
-            is_first = any(number in self._loading for number in self._ordered)
+            # Where another model has callers, they are promised the usual limit.
+            is_first = not self._ready and any(number in self._loading for number in self._ordered)
             settings = self._settings
             self._link.timeout_seconds = (
                 settings.first_load_timeout_seconds if is_first else settings.worker_timeout_seconds
