@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hilbert.cli.runtime import resolve_model, runtime_settings
 from hilbert.config import ServerSettings
+from hilbert.models.tokenizers import tokenizer_file
 from hilbert.runtimes.openvino_runtime import export_folder
 
 
@@ -21,7 +22,8 @@ def export_model(settings: ServerSettings, folder: Path) -> str:
     """
     model = settings.models[0]
     spec = resolve_model(model, settings)
-    program = export_folder(spec, runtime_settings(model, settings), folder)
+    tokenizer = tokenizer_file(spec, settings.cache_dir)
+    program = export_folder(spec, runtime_settings(model, settings), folder, tokenizer)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     return (
         f"{folder}: {program['program']} graph in {program['dtype']}, {program['dimensions']} dimensions, "

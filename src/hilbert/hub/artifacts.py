@@ -4,7 +4,7 @@ Decides what an artifact is called, whether it can be trusted, and how it appear
 Knows neither torch nor openvino. Corrupt weight bytes load silently, so nothing unchecked is handed out:
 a folder with a wrong digest is removed, and the caller builds it again.
 
-Layout: ``<cache>/artifacts/<fingerprint>/{hilbert.json, model.xml, model.bin, tokenizer.json}`` and
+Layout: ``<cache>/artifacts/<fingerprint>/{hilbert.json, model.xml, model.bin}`` and
 ``<cache>/compiled/<name>/`` for what a runtime compiles from it (made again whenever it is in doubt).
 """
 

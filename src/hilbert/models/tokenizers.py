@@ -25,9 +25,17 @@ def load_processor(spec: ModelSpec, cache_dir: str | Path | None = None) -> Text
     Raises:
         ModelUnavailable: there is no tokenizer.json and none can be made; the message says what to do.
     """
-    if find_tokenizer_file(spec) is not None:
-        return TextProcessor(spec)
-    return TextProcessor(spec, _converted(spec, cache_dir))
+    return TextProcessor(spec, tokenizer_file(spec, cache_dir))
+
+
+def tokenizer_file(spec: ModelSpec, cache_dir: str | Path | None = None) -> Path:
+    """The model's tokenizer.json: the repository's own, or one that is converted once and cached.
+
+    Raises:
+        ModelUnavailable: there is none and none can be made.
+    """
+    shipped = find_tokenizer_file(spec)
+    return _converted(spec, cache_dir) if shipped is None else shipped
 
 
 def _converted(spec: ModelSpec, cache_dir: str | Path | None) -> Path:

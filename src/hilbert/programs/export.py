@@ -7,7 +7,6 @@ enter the process that serves: spec in on stdin, artifact folder out, one line o
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -21,7 +20,6 @@ from hilbert.errors import ModelError, UnsupportedArchitecture
 from hilbert.programs.choose import PROGRAM_VERSION
 
 GRAPH = "model.xml"
-TOKENIZER = "tokenizer.json"
 
 # Above this a model is loaded and traced in bf16: half the memory, and its file need not pass through
 # float16. Below, float32 weights rounded to float16 keep more of small models (bench/LOG.md).
@@ -39,7 +37,7 @@ class ExportOrder(msgspec.Struct, frozen=True):
 
 
 def export(order: ExportOrder) -> dict[str, Any]:
-    """Write ``model.xml``, ``model.bin`` and ``tokenizer.json`` into `order.folder`.
+    """Write ``model.xml`` and ``model.bin`` into `order.folder`.
 
     Returns:
         What the runtime must know of the program: name, reason, inputs, groups, dtype, versions.
@@ -94,7 +92,6 @@ def export(order: ExportOrder) -> dict[str, Any]:
 
         check_traced(graph, spec, run)
     ov.save_model(model, folder / GRAPH, compress_to_fp16=half and not large)
-    _write_tokenizer(spec, folder, order.trust_remote_code)
     return {
         "program": built.program,
         "reason": built.reason,
@@ -112,26 +109,6 @@ def _num_parameters(spec: ModelSpec) -> int:
     """An estimate from the weight files, taken as float32."""
     root = Path(spec.path) / spec.transformer_folder
     return sum((root / name).stat().st_size for name in spec.weights if (root / name).is_file()) // 4
-
-
-def _write_tokenizer(spec: ModelSpec, folder: Path, trust_remote_code: bool) -> None:
-    """Put a fast tokenizer beside the graph; built from the slow one's files where none is shipped."""
-    root = Path(spec.path)
-    for place in (root / spec.transformer_folder, root):
-        if (place / TOKENIZER).is_file():
-            shutil.copyfile(place / TOKENIZER, folder / TOKENIZER)
-            return
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(root / spec.transformer_folder), trust_remote_code=trust_remote_code, local_files_only=True
-        )
-        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-    except Exception as error:
-        raise UnsupportedArchitecture(
-            f"{spec.model_id}: it ships no tokenizer.json and none can be made from its files ({error})"
-        ) from error
 
 
 def main() -> int:

@@ -155,11 +155,14 @@ _DESCRIPTIONS = (
 )
 
 
-def export_folder(spec: ModelSpec, settings: RuntimeSettings, folder: Path) -> dict[str, Any]:
+def export_folder(
+    spec: ModelSpec, settings: RuntimeSettings, folder: Path, tokenizer: Path
+) -> dict[str, Any]:
     """Write a self-contained folder that is served without torch.
 
     Args:
         folder: must not exist, or be empty.
+        tokenizer: the model's tokenizer.json, which goes with it.
 
     Returns:
         What the manifest says of the program.
@@ -179,6 +182,7 @@ def export_folder(spec: ModelSpec, settings: RuntimeSettings, folder: Path) -> d
                 if (place / name).is_file():
                     shutil.copyfile(place / name, work / name)
                     break
+        shutil.copyfile(tokenizer, work / "tokenizer.json")
         write_manifest(work, spec, program)
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(work, folder, dirs_exist_ok=True)
