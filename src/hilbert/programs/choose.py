@@ -16,7 +16,7 @@ Program = Literal["packed", "padded", "static", "sentence-transformers"]
 # Bump when the meaning of an artifact's inputs or outputs changes: older entries are then rebuilt.
 PROGRAM_VERSION = 1
 
-# Attention through transformers' AttentionInterface, checked by tests/parity/test_families.py.
+# Attention through transformers' AttentionInterface, checked by tests/parity/test_every_family.py.
 PACKED_FAMILIES = frozenset(
     {
         "bert",

@@ -30,7 +30,7 @@ def pool(hidden_states: Tensor, layout: Layout, mode: PoolingMode) -> Tensor:
         hidden_states: ``[T, D]``, any float dtype.
     Returns:
         ``[B, D]`` float32.
-    Source: equals sentence-transformers' Pooling; tests/parity/test_families.py
+    Source: equals sentence-transformers' Pooling; tests/parity/test_every_family.py
     """
     if mode is PoolingMode.CLS:
         return layout.first(hidden_states).float()
