@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hilbert.core import ModelSpec
+from hilbert.core import ModelSpec, TokenVectorsModule
 
 Program = Literal["packed", "padded", "static", "sentence-transformers"]
 
 # Bump when the meaning of an artifact's inputs or outputs changes: older entries are then rebuilt.
-PROGRAM_VERSION = 1
+PROGRAM_VERSION = 2
 
 # Attention through transformers' AttentionInterface, checked by tests/parity/test_every_family.py.
 PACKED_FAMILIES = frozenset(
@@ -59,6 +59,14 @@ def plan(spec: ModelSpec) -> tuple[Program, str]:
     if spec.family in PACKED_FAMILIES:
         return "packed", f"{spec.family} attends through an interface that takes packed sequences"
     return "packed", f"{spec.family} is not in the list of checked families; it is checked when it is loaded"
+
+
+def token_dimensions(spec: ModelSpec) -> int:
+    """Width of a model's token vectors; 0 where it has none."""
+    for module in spec.modules:
+        if isinstance(module, TokenVectorsModule):
+            return module.dimension
+    return spec.hidden_size if spec.pooling is not None and spec.kind == "transformer" else 0
 
 
 def position_offset(spec: ModelSpec) -> int:

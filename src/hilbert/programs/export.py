@@ -17,7 +17,7 @@ import numpy as np
 
 from hilbert.core import ModelSpec
 from hilbert.errors import ModelError, UnsupportedArchitecture
-from hilbert.programs.choose import PROGRAM_VERSION
+from hilbert.programs.choose import PROGRAM_VERSION, token_dimensions
 
 GRAPH = "model.xml"
 
@@ -75,7 +75,9 @@ def export(order: ExportOrder) -> dict[str, Any]:
     names = graph.input_names
     for port, name in zip(model.inputs, names, strict=True):
         port.get_tensor().set_names({name})
-    model.outputs[0].get_tensor().set_names({"dense"})
+    outputs = graph.program.heads.names
+    for port, name in zip(model.outputs, outputs, strict=True):
+        port.get_tensor().set_names({name})
     model.reshape(
         {
             port: ov.PartialShape([-1, -1] if n.startswith("slots") else [-1])
@@ -85,10 +87,9 @@ def export(order: ExportOrder) -> dict[str, Any]:
     if not large:
         compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-        def run(probes: list[np.ndarray]) -> np.ndarray:
+        def run(probes: list[np.ndarray]) -> list[np.ndarray]:
             tensors = example_inputs(probes, graph.num_groups, graph.skips)
-            rows: np.ndarray = compiled([t.numpy() for t in tensors])[0]
-            return rows[: len(probes)].copy()
+            return [rows.copy() for rows in compiled([t.numpy() for t in tensors]).to_tuple()]
 
         check_traced(graph, spec, run)
     ov.save_model(model, folder / GRAPH, compress_to_fp16=half and not large)
@@ -96,9 +97,13 @@ def export(order: ExportOrder) -> dict[str, Any]:
         "program": built.program,
         "reason": built.reason,
         "inputs": names,
+        "outputs": outputs,
         "num_groups": graph.num_groups,
         "dtype": order.dtype,
         "dimensions": spec.dimensions,
+        "num_labels": len(spec.labels),
+        "token_dimensions": token_dimensions(spec),
+        "special_ids": spec.special_ids,
         "num_parameters": built.num_parameters,
         "program_version": PROGRAM_VERSION,
         "openvino": ov.__version__,

@@ -1,15 +1,28 @@
-"""What comes after the transformer: pooling, projections, norms, as the repository's modules say.
+"""What comes after the transformer: every output of a model, from one pass over its tokens.
 
-A head sees ``(hidden_states [T, D], Layout)`` and returns ``[B, E]`` float32, before the final
-normalisation: `dimensions` and normalisation follow per request, outside.
+A head sees ``(hidden_states [T, D], Layout)``. Rows leave it before the final normalisation:
+`dimensions`, activations and normalisation follow per request, outside. `Heads.names` says what a model
+has:
+
+- ``dense`` ``[B, E]``: pooled, then the repository's modules.
+- ``tokens`` ``[T, E]``: the hidden states, projected where the model says so (late interaction).
+- ``logits`` ``[B, L]``: the architecture's own classification head.
+- ``vocabulary`` ``[B, V]``: SPLADE's weights, zeros included.
+- ``token_weights`` ``[T]``: bge-m3's weight of each token.
+
+All are float32.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hilbert.core import (
+    ClassifierModule,
     DenseModule,
     LayerNormModule,
     ModelSpec,
@@ -17,10 +30,16 @@ from hilbert.core import (
     NormalizeModule,
     PoolingMode,
     PoolingModule,
+    SpladeModule,
+    TokenVectorsModule,
+    TokenWeightsModule,
 )
 from hilbert.errors import UnsupportedArchitecture, WeightMismatch
 from hilbert.programs.layout import Layout
-from hilbert.programs.load import load_tensors
+from hilbert.programs.load import load_pickle, load_tensors
+
+# Columns of the vocabulary that are computed together: 2048 tokens then take 34 MB.
+VOCABULARY_SLICE = 4096
 
 
 def pool(hidden_states: Tensor, layout: Layout, mode: PoolingMode) -> Tensor:
@@ -44,22 +63,178 @@ def pool(hidden_states: Tensor, layout: Layout, mode: PoolingMode) -> Tensor:
 
 
 class DenseHead(nn.Module):
-    """The chain of modules after the transformer."""
+    """Pooling and the modules after it."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, pooling: PoolingModule) -> None:
         super().__init__()
-        self.pooling = spec.pooling
-        after = [m for m in spec.modules if not isinstance(m, PoolingModule)]
+        self.pooling = pooling
+        after = [m for m in spec.modules if isinstance(m, DenseModule | LayerNormModule | NormalizeModule)]
         self.chain = nn.ModuleList(_module(spec, m) for m in after)
 
     def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
-        """``[T, D]`` → ``[B, E]`` float32."""
-        if self.pooling is None:
-            raise UnsupportedArchitecture("a dense vector needs a pooling module, and the model has none")
+        """``[T, D]`` → ``[B, E]``."""
         rows = torch.cat([pool(hidden_states, layout, mode) for mode in self.pooling.modes], dim=-1)
         for module in self.chain:
             rows = module(rows)
         return rows
+
+
+class TokenHead(nn.Module):
+    """Token vectors: a chain of linear maps of the hidden states, possibly an empty one."""
+
+    def __init__(self, spec: ModelSpec, module: TokenVectorsModule | None) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if module is not None and module.file:
+            layers.append(_linear(load_pickle(spec, Path(spec.path) / module.file)))
+        for folder in module.folders if module is not None else ():
+            layers.append(_linear(load_tensors(spec, folder), "linear."))
+        self.chain = nn.Sequential(*layers)
+
+    def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
+        """``[T, D]`` → ``[T, E]``."""
+        return self.chain(hidden_states.float())  # type: ignore[no-any-return]  # module call is Any
+
+
+class TokenWeightHead(nn.Module):
+    """bge-m3's sparse head. Source: Chen et al. 2024, "M3-Embedding", lexical retrieval."""
+
+    def __init__(self, spec: ModelSpec, module: TokenWeightsModule) -> None:
+        super().__init__()
+        self.linear = _linear(load_pickle(spec, Path(spec.path) / module.file))
+
+    def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
+        """``[T, D]`` → ``[T]``."""
+        return torch.relu(self.linear(hidden_states.float())).squeeze(-1)
+
+
+class _Given(nn.Module):
+    """Stands in for a transformer inside its own model: returns the rows that it was given."""
+
+    def __init__(self, pooler: nn.Module | None) -> None:
+        super().__init__()
+        self.pooler = pooler
+        self.rows: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        pooled = None if self.pooler is None else self.pooler(self.rows)
+        return BaseModelOutputWithPooling(last_hidden_state=self.rows, pooler_output=pooled)
+
+
+class _OwnHead(nn.Module):
+    """A model whose transformer was taken out, so that its own head runs on rows of ours, in float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.prefix: str = str(model.base_model_prefix)
+        base = getattr(model, self.prefix)
+        pooler = getattr(base, "pooler", None)
+        if pooler is not None:
+            base.pooler = None
+        self.given = _Given(pooler)
+        setattr(model, self.prefix, self.given)
+        self.model = model.float()
+
+    def logits(self, rows: Tensor, fill: int) -> Tensor:
+        """Run the head on ``[B, S, D]``; the token ids that it may look at are all `fill`."""
+        self.given.rows = rows.float()
+        ids = torch.full_like(rows[:, :, 0], fill, dtype=torch.int64)
+        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits  # type: ignore[no-any-return]
+
+
+class ClassifierHead(nn.Module):
+    """The architecture's own ``ForSequenceClassification`` head on one row per sequence."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        from transformers.modeling_layers import GenericForSequenceClassification
+
+        is_causal = isinstance(model, GenericForSequenceClassification)
+        self.takes = "last" if is_causal else str(spec.config.get("classifier_pooling") or "cls")
+        # A causal head looks for the last token that is not padding: none of ours is.
+        self.fill = 1 if spec.config.get("pad_token_id") != 1 else 2
+        self.own = _OwnHead(model)
+
+    def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
+        """``[T, D]`` → ``[B, L]``."""
+        if self.takes == "last":
+            rows = layout.last(hidden_states)
+        elif self.takes == "mean":
+            rows = pool(hidden_states, layout, PoolingMode.MEAN)
+        else:
+            rows = layout.first(hidden_states)
+        return self.own.logits(rows.unsqueeze(1), self.fill)
+
+
+class SpladeHead(nn.Module):
+    """Masked-LM logits pooled over each sequence, a slice of the vocabulary at a time.
+
+    All logits at once would take 8 bytes a token and vocabulary entry; a slice bounds that whatever the
+    batch. Source: Formal et al. 2021, "SPLADE v2": log(1 + relu(w)), maximum over the tokens.
+    """
+
+    def __init__(self, model: nn.Module, module: SpladeModule) -> None:
+        super().__init__()
+        decoder = model.get_output_embeddings()  # type: ignore[operator]  # a method, not a tensor
+        weight, bias = decoder.weight.float(), decoder.bias
+        model.set_output_embeddings(nn.Identity())  # type: ignore[operator]
+        self.own = _OwnHead(model)
+        self.module = module
+        self.slices = nn.ModuleList()
+        for start in range(0, len(weight), VOCABULARY_SLICE):
+            state = {"weight": weight[start : start + VOCABULARY_SLICE]}
+            if bias is not None:
+                state["bias"] = bias.float()[start : start + VOCABULARY_SLICE]
+            self.slices.append(_linear(state))
+
+    def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
+        """``[T, D]`` → ``[B, V]``."""
+        transformed = self.own.logits(hidden_states.unsqueeze(0), 0)[0]
+        return torch.cat([self._pooled(part(transformed), layout) for part in self.slices], dim=-1)
+
+    def _pooled(self, logits: Tensor, layout: Layout) -> Tensor:
+        if self.module.strategy == "max":  # the logarithm keeps the order, so it can come after the maximum
+            return self._log(torch.relu(layout.max(logits)))
+        return layout.sum(self._log(torch.relu(logits)), weighted=False)
+
+    def _log(self, weights: Tensor) -> Tensor:
+        weights = torch.log1p(weights)
+        return torch.log1p(weights) if self.module.activation == "log1p_relu" else weights
+
+
+class Heads(nn.Module):
+    """All outputs of a model.
+
+    Attributes:
+        names: the outputs in the order in which `forward` returns them.
+    """
+
+    def __init__(self, spec: ModelSpec, model: nn.Module) -> None:
+        super().__init__()
+        heads: dict[str, nn.Module] = {}
+        if spec.pooling is not None:
+            heads["dense"] = DenseHead(spec, spec.pooling)
+        for module in spec.modules:
+            if isinstance(module, ClassifierModule):
+                heads["logits"] = ClassifierHead(model, spec)
+            elif isinstance(module, SpladeModule):
+                heads["vocabulary"] = SpladeHead(model, module)
+            elif isinstance(module, TokenWeightsModule):
+                heads["token_weights"] = TokenWeightHead(spec, module)
+            elif isinstance(module, TokenVectorsModule):
+                heads["tokens"] = TokenHead(spec, module)
+        if "dense" in heads and "tokens" not in heads:
+            heads["tokens"] = TokenHead(spec, None)
+        if not heads:
+            raise UnsupportedArchitecture(f"{spec.model_id}: its modules make no output that is served")
+        self.names = tuple(heads)
+        self.heads = nn.ModuleList(heads.values())
+
+    def forward(self, hidden_states: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """``[T, D]`` → the outputs, in the order of `names`."""
+        return tuple(head(hidden_states, layout) for head in self.heads)
 
 
 class _Normalize(nn.Module):
@@ -72,7 +247,7 @@ def _module(spec: ModelSpec, module: Module) -> nn.Module:
     if isinstance(module, NormalizeModule):
         return _Normalize()
     if isinstance(module, DenseModule):
-        linear = nn.Linear(module.in_features, module.out_features, module.bias)
+        linear: nn.Module = nn.Linear(module.in_features, module.out_features, module.bias)
         _fill(spec, linear, module.folder, "linear.")
         return nn.Sequential(linear, _activation(module.activation))
     if isinstance(module, LayerNormModule):
@@ -80,6 +255,16 @@ def _module(spec: ModelSpec, module: Module) -> nn.Module:
         _fill(spec, norm, module.folder, "norm.")
         return norm
     raise UnsupportedArchitecture(f"{spec.model_id}: no head for {type(module).__name__}")
+
+
+def _linear(state: dict[str, Tensor], prefix: str = "") -> nn.Linear:
+    """A linear layer with these weights, in float32."""
+    weight, bias = state[f"{prefix}weight"].float(), state.get(f"{prefix}bias")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.float().clone(), requires_grad=False)
+    return layer
 
 
 def _fill(spec: ModelSpec, module: nn.Module, folder: str, prefix: str) -> None:

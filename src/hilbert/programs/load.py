@@ -7,24 +7,23 @@ error: transformers would fill it with random numbers and only log it.
 from __future__ import annotations
 
 import pickle
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from hilbert.core import ModelSpec
+from hilbert.core import ClassifierModule, ModelSpec, SpladeModule
 from hilbert.errors import ModelError, UnsafeWeights, UnsupportedArchitecture, WeightMismatch
 
 # Weights that a checkpoint may lack because nothing on the way to the vectors reads them.
-_UNUSED_PREFIXES = ("pooler.", "lm_head.", "cls.", "classifier.", "decoder.")
+_UNUSED_PREFIXES = ("lm_head.", "cls.", "classifier.", "decoder.")
 
 
-def load_body(
+def load_model(
     spec: ModelSpec, attention: str, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The transformer of a model, in inference mode.
+    """The transformer of a model in inference mode; with its own head where an output needs that.
 
     Args:
         attention: an attention implementation by transformers' name.
@@ -35,30 +34,17 @@ def load_body(
         WeightMismatch: weights are missing or have other shapes than the configuration says.
         UnsafeWeights: the weights are a pickle that asks for more than tensors.
     """
-    from transformers import AutoConfig, AutoModel, T5EncoderModel, UMT5EncoderModel
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = str(Path(spec.path) / spec.transformer_folder)
-    builder: Any = {
-        "t5": T5EncoderModel,
-        "mt5": T5EncoderModel,
-        "umt5": UMT5EncoderModel,
-    }.get(spec.family, AutoModel)
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-        if getattr(config, "is_encoder_decoder", False) and builder is AutoModel:
-            raise UnsupportedArchitecture(
-                f"{spec.model_id}: the encoder of {spec.family!r} cannot be taken out of its model"
-            )
-        if spec.family in ("mt5",):
-            from transformers import MT5EncoderModel
-
-            builder = MT5EncoderModel
-        model, report = builder.from_pretrained(
+        model, report = _builder(spec, config).from_pretrained(
             folder,
             config=config,
             attn_implementation=attention,
@@ -70,24 +56,47 @@ def load_body(
         )
     except ModelError:
         raise
-    except pickle.UnpicklingError as error:
-        raise _unsafe(spec, spec.weights[0] if spec.weights else "weights", error) from error
-    except Exception as error:
+    except Exception as error:  # transformers raises whatever it meets
         if _is_unsafe_pickle(error):
             raise _unsafe(spec, spec.weights[0] if spec.weights else "weights", error) from error
         raise UnsupportedArchitecture(f"{spec.model_id}: transformers cannot load it: {error}") from error
-    missing = [
-        k for k in report["missing_keys"] if not k.startswith(_UNUSED_PREFIXES) and ".pooler." not in k
-    ]
+    missing = [key for key in report["missing_keys"] if not _is_unused(spec, key)]
     if missing or report.get("mismatched_keys"):
         wrong = sorted(map(str, [*missing, *report.get("mismatched_keys", ())]))
         raise WeightMismatch(
             f"{spec.model_id}: {len(wrong)} weights are missing or have other shapes than config.json says, "
             f"first {wrong[:3]}; the download is incomplete or the repository is broken"
         )
-    if "add_pooling_layer" in signature(type(model).__init__).parameters:
-        model.pooler = None  # it feeds only next-sentence prediction, and would see one row of a packed batch
-    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]  # builder is Any
+    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]  # the builder is Any
+
+
+def _builder(spec: ModelSpec, config: Any) -> Any:
+    """The transformers class whose outputs the model's modules need."""
+    import transformers
+
+    kinds = {type(module) for module in spec.modules}
+    if ClassifierModule in kinds:
+        return transformers.AutoModelForSequenceClassification
+    if SpladeModule in kinds:
+        return transformers.AutoModelForMaskedLM
+    encoders = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+    if spec.family in encoders:
+        return getattr(transformers, encoders[spec.family])
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedArchitecture(
+            f"{spec.model_id}: the encoder of {spec.family!r} cannot be taken out of its model"
+        )
+    return transformers.AutoModel
+
+
+def _is_unused(spec: ModelSpec, key: str) -> bool:
+    """Whether nothing on the way to the outputs reads this weight."""
+    if any(isinstance(module, ClassifierModule) for module in spec.modules):
+        return False
+    is_pooler = key.startswith("pooler.") or ".pooler." in key
+    if any(isinstance(module, SpladeModule) for module in spec.modules):
+        return is_pooler
+    return is_pooler or key.startswith(_UNUSED_PREFIXES)
 
 
 def load_tensors(spec: ModelSpec, folder: str) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hilbert.core import ModelSpec
 from hilbert.programs import attention
 from hilbert.programs.choose import position_offset
-from hilbert.programs.heads import DenseHead
+from hilbert.programs.heads import Heads
 from hilbert.programs.layout import GroupedLayout, Layout
 
 
@@ -24,6 +24,8 @@ class Body(nn.Module):
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
+        if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
+            model.pooler = None  # type: ignore[assignment]  # it would see one row of a packed batch
         self.model = model
         accepted = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepted
@@ -56,20 +58,20 @@ class PackedProgram(nn.Module):
 
     name = "packed"
 
-    def __init__(self, body: Body, head: DenseHead) -> None:
+    def __init__(self, body: Body, heads: Heads) -> None:
         super().__init__()
         self.body = body
-        self.head = head
+        self.heads = heads
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, layout: Layout
-    ) -> Tensor:
-        """``[T]`` ids → ``[B, E]`` float32 in the layout's order."""
+    ) -> tuple[Tensor, ...]:
+        """``[T]`` ids → the outputs of `Heads`, rows in the layout's order."""
         with attention.using(layout):
             hidden = self.body(
                 input_ids.unsqueeze(0), position_ids.unsqueeze(0), token_type_ids.unsqueeze(0), None
             )
-        return self.head(hidden[0], layout)  # type: ignore[no-any-return]
+        return self.heads(hidden[0], layout)  # type: ignore[no-any-return]
 
 
 class PaddedProgram(nn.Module):
@@ -77,10 +79,10 @@ class PaddedProgram(nn.Module):
 
     name = "padded"
 
-    def __init__(self, body: Body, head: DenseHead) -> None:
+    def __init__(self, body: Body, heads: Heads) -> None:
         super().__init__()
         self.body = body
-        self.head = head
+        self.heads = heads
 
     def forward(
         self,
@@ -90,13 +92,13 @@ class PaddedProgram(nn.Module):
         lengths: Tensor,
         unpad: Tensor,
         layout: Layout,
-    ) -> Tensor:
-        """``[T]`` ids and ``[B, S]`` slots → ``[B, E]`` float32 in the layout's order."""
+    ) -> tuple[Tensor, ...]:
+        """``[T]`` ids and ``[B, S]`` slots → the outputs of `Heads`, rows in the layout's order."""
         place = torch.arange(slots.shape[1], device=slots.device)
         mask = (place < lengths.unsqueeze(1)).to(torch.int64)
         hidden = self.body(input_ids[slots], None, token_type_ids[slots], mask)
         packed = hidden.reshape(-1, hidden.shape[-1])[unpad]
-        return self.head(packed, layout)  # type: ignore[no-any-return]
+        return self.heads(packed, layout)  # type: ignore[no-any-return]
 
 
 class GroupedGraph(nn.Module):
@@ -129,8 +131,8 @@ class GroupedGraph(nn.Module):
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, unpad: Tensor, *groups: Tensor
-    ) -> Tensor:
-        """``[B, E]`` float32, groups one after the other."""
+    ) -> tuple[Tensor, ...]:
+        """The outputs of `Heads`; those with a row per sequence go group by group."""
         slots, lengths, skips = self._split(groups)
         layout = GroupedLayout(slots, lengths, unpad, skips)
         if isinstance(self.program, PaddedProgram):

@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,16 @@ import numpy as np
 
 from hilbert.config.machine import available_threads
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
-from hilbert.core.request import FloatArray, IntArray
+from hilbert.core.request import IntArray
 from hilbert.errors import (
     EngineError,
     InvalidInput,
     MissingDependency,
     ModelError,
-    OutOfMemory,
     UnsafeWeights,
     UnsupportedArchitecture,
     WeightMismatch,
+    WorkerLost,
 )
 from hilbert.hub.artifacts import (
     ArtifactStore,
@@ -42,6 +43,7 @@ from hilbert.hub.artifacts import (
 from hilbert.programs.choose import PROGRAM_VERSION
 from hilbert.runtimes import ov
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups
 
 # Tokens per batch: the knee of the sweep on two Zen cores (bench/budget.py).
@@ -51,8 +53,7 @@ MAX_BATCH_TOKENS = 2048
 SHAPES_KEPT = 250
 
 _EXPORT_ERRORS: dict[str, type[ModelError]] = {
-    e.__name__: e
-    for e in (UnsupportedArchitecture, WeightMismatch, UnsafeWeights, MissingDependency, OutOfMemory)
+    e.__name__: e for e in (UnsupportedArchitecture, WeightMismatch, UnsafeWeights, MissingDependency)
 }
 
 
@@ -62,9 +63,13 @@ class Program(msgspec.Struct, frozen=True):
     program: str
     reason: str
     inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     num_groups: int
     dtype: str
     dimensions: int
+    num_labels: int = 0
+    token_dimensions: int = 0
+    special_ids: tuple[int, ...] = ()
 
 
 def load_openvino(spec: ModelSpec, settings: RuntimeSettings) -> OpenVinoRuntime:
@@ -77,7 +82,7 @@ def load_openvino(spec: ModelSpec, settings: RuntimeSettings) -> OpenVinoRuntime
     """
     dtype = cpu_dtype(settings.dtype)
     store = ArtifactStore(settings.cache_dir)
-    folder = _exported_folder(spec, dtype)
+    folder = _exported_folder(spec, settings.dtype)
     key = artifact_fingerprint(spec, dtype)
     if folder is None:
         folder = store.open(key)
@@ -198,12 +203,20 @@ def _exported_folder(spec: ModelSpec, dtype: str) -> Path | None:
     if not is_intact(folder, manifest):
         raise WeightMismatch(f"{folder}: a file differs from its SHA-256 in hilbert.json; copy it again")
     made_in = manifest["program"]["dtype"]
-    if made_in == dtype or (made_in, dtype) == ("float32", "bfloat16"):
+    if dtype in ("auto", made_in) or (made_in, dtype) == ("float32", "bfloat16"):
         return folder
     raise InvalidInput(
         f"{folder} was exported in {made_in} and cannot be served in {dtype}; "
         f"export it again with --dtype {dtype}, or serve it with --dtype {made_in}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What is asked for, and the runs of the graph that answer it."""
+
+    outputs: frozenset[OutputType]
+    parts: list[PackedBatch]
 
 
 class OpenVinoRuntime:
@@ -230,33 +243,48 @@ class OpenVinoRuntime:
             program=self._program.program,
             reason=self._program.reason,
             dimensions=self._program.dimensions,
-            outputs=frozenset({OutputType.DENSE}),
+            outputs=served_outputs(self._program.outputs),
             max_batch_tokens=MAX_BATCH_TOKENS,
+            num_labels=self._program.num_labels,
+            token_dimensions=self._program.token_dimensions,
         )
         probe = Batch((Sequence(0, 0, np.zeros(1, np.int32)),))
-        ov.first_inference(self._request, self._feed(self.prepare(probe)[0]))
+        ov.first_inference(self._request, self._feed(self.prepare(probe).parts[0]))
 
-    def prepare(self, batch: Batch) -> list[PackedBatch]:
+    def prepare(self, batch: Batch) -> _Prepared:
         """One packed batch, or one per length group for a padded graph."""
-        if not self._padded:
-            return [pack(batch.sequences, self._program.num_groups)]
-        return pack_groups(batch.sequences)
+        if self._padded:
+            return _Prepared(batch.outputs, pack_groups(batch.sequences))
+        return _Prepared(batch.outputs, [pack(batch.sequences, self._program.num_groups)])
 
-    def run(self, prepared: list[PackedBatch]) -> BatchOutput:
-        """See `Runtime.run`."""
-        num_rows = sum(len(part.order) for part in prepared)
-        dense: FloatArray = np.empty((num_rows, self._program.dimensions), np.float32)
-        for part in prepared:
+    def run(self, prepared: _Prepared) -> BatchOutput:
+        """See `Runtime.run`.
+
+        Raises:
+            WorkerLost: memory ran out inside OpenVINO. What it computes after that cannot be trusted: most
+                such processes crashed, and some returned wrong vectors without a word (bench/LOG.md). A
+                fresh worker runs the requests again, one at a time.
+        """
+        parts = prepared.parts
+        builder = OutputBuilder(sum(len(p.order) for p in parts), prepared.outputs, self._program.special_ids)
+        for part in parts:
             try:
                 self._request.infer(self._feed(part), share_inputs=True)
             except MemoryError as error:
-                raise OutOfMemory(_no_memory(part)) from error
+                raise WorkerLost(_no_memory(part)) from error
             except RuntimeError as error:
                 if "alloc" in str(error).lower():
-                    raise OutOfMemory(_no_memory(part)) from error
+                    raise WorkerLost(_no_memory(part)) from error
                 raise EngineError(f"openvino: {str(error).strip().splitlines()[-1]}") from error
-            dense[part.order] = self._request.get_output_tensor(0).data[: len(part.order)]
-        return BatchOutput(dense=dense)
+            builder.add(
+                part,
+                {
+                    name: self._request.get_output_tensor(i).data
+                    for i, name in enumerate(self._program.outputs)
+                    if SERVED_AS[name] in prepared.outputs
+                },
+            )
+        return builder.finish()
 
     def close(self) -> None:
         """Release the graph and its memory."""

@@ -7,6 +7,7 @@ does not depend on its neighbours; elsewhere in length groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from hilbert.config.machine import available_threads
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType
-from hilbert.core.request import FloatArray
 from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture, WorkerLost
 from hilbert.programs.build import Built, build
+from hilbert.programs.choose import token_dimensions
 from hilbert.programs.layout import VarlenLayout
 from hilbert.programs.program import PackedProgram
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,7 +31,7 @@ MAX_BATCH_TOKENS_GPU = 16_384
 MAX_BATCH_TOKENS_CPU = 2048
 
 
-def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[list[_Feed]]:
+def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
     """Load a model for eager execution; through sentence-transformers where no program fits it.
 
     Raises:
@@ -45,7 +47,7 @@ def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[list[_Feed
     except UnsupportedArchitecture as error:
         from hilbert.runtimes.sentence_transformers_runtime import SentenceTransformersRuntime
 
-        return SentenceTransformersRuntime(spec, settings, error.message)  # type: ignore[return-value]  # another Prepared
+        return SentenceTransformersRuntime(spec, settings, error.message)
     return TorchRuntime(spec, built, device, dtype)
 
 
@@ -100,6 +102,14 @@ class _Feed:
     skips: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What is asked for, and the runs of the program that answer it."""
+
+    outputs: frozenset[OutputType]
+    feeds: list[_Feed]
+
+
 class TorchRuntime:
     """A program on one torch device."""
 
@@ -114,6 +124,7 @@ class TorchRuntime:
             and dtype in (torch.bfloat16, torch.float16)
             and isinstance(built.graph.program, PackedProgram)
         )
+        self._special_ids = spec.special_ids
         self._pin = self._device.type == "cuda"
         on_gpu = self._device.type != "cpu"
         self.info = RuntimeInfo(
@@ -123,26 +134,29 @@ class TorchRuntime:
             program=built.program,
             reason=built.reason,
             dimensions=spec.dimensions,
-            outputs=frozenset({OutputType.DENSE}),
+            outputs=served_outputs(built.graph.program.heads.names),
             max_batch_tokens=MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS_CPU,
+            num_labels=len(spec.labels),
+            token_dimensions=token_dimensions(spec),
         )
 
-    def prepare(self, batch: Batch) -> list[_Feed]:
+    def prepare(self, batch: Batch) -> _Prepared:
         """Host tensors, in page-locked memory for a GPU."""
         groups = 1 if self._varlen else self._graph.num_groups
         parts = pack_groups(batch.sequences) if self._padded else [pack(batch.sequences, groups)]
-        return [self._feed(part) for part in parts]
+        return _Prepared(batch.outputs, [self._feed(part) for part in parts])
 
-    def run(self, prepared: list[_Feed]) -> BatchOutput:
+    def run(self, prepared: _Prepared) -> BatchOutput:
         """See `Runtime.run`."""
-        dense: FloatArray = np.empty(
-            (sum(len(feed.part.order) for feed in prepared), self.info.dimensions), np.float32
-        )
+        num_sequences = sum(len(feed.part.order) for feed in prepared.feeds)
+        builder = OutputBuilder(num_sequences, prepared.outputs, self._special_ids)
+        names = self._graph.program.heads.names
         try:
             with torch.inference_mode():
-                for feed in prepared:
-                    rows = self._rows(feed)[: len(feed.part.order)]
-                    dense[feed.part.order] = rows.float().cpu().numpy()
+                for feed in prepared.feeds:
+                    outputs = zip(names, self._outputs(feed), strict=True)
+                    wanted = {n: rows for n, rows in outputs if SERVED_AS[n] in prepared.outputs}
+                    builder.add(feed.part, {n: rows.float().cpu().numpy() for n, rows in wanted.items()})
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemory(str(error).splitlines()[0]) from error
@@ -152,7 +166,7 @@ class TorchRuntime:
             if "can't allocate memory" in str(error):
                 raise OutOfMemory(str(error).splitlines()[0]) from error
             raise
-        return BatchOutput(dense=dense)
+        return builder.finish()
 
     def close(self) -> None:
         """Release the weights and the device's cached memory."""
@@ -184,7 +198,7 @@ class TorchRuntime:
         ]
         return _Feed(part, tuple(self._host(a) for a in arrays), None, None)
 
-    def _rows(self, feed: _Feed) -> Tensor:
+    def _outputs(self, feed: _Feed) -> tuple[Tensor, ...]:
         tensors = [t.to(self._device, non_blocking=True) for t in feed.tensors]
         if feed.cu_seqlens is None:
             return self._graph(*tensors)  # type: ignore[no-any-return]
