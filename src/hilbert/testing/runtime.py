@@ -1,7 +1,8 @@
-"""A runtime without a model: exact, predictable vectors, and every kind of failure on demand.
+"""A runtime without a model: exact, predictable outputs, and every kind of failure on demand.
 
-The vector of a sequence depends on its token ids and their order and on nothing else, so a test can
-tell whether the right row reached the right place, whatever the batches were.
+What a sequence gets depends on its token ids and their order and on nothing else, so a test can tell
+whether the right row reached the right place, whatever the batches were. `fake_vector`, `fake_logits`,
+`fake_token_vectors` and `fake_sparse` say what that is.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hilbert.core import Batch, BatchOutput, OutputType
-from hilbert.core.request import FloatArray, IntArray
+from hilbert.core import Batch, BatchOutput, OutputType, SparseVector
+from hilbert.core.request import DENSE_ONLY, FloatArray, IntArray
 from hilbert.errors import OutOfMemory, WorkerLost
 from hilbert.runtimes.base import RuntimeInfo
 
@@ -38,6 +39,26 @@ def fake_vector(input_ids: IntArray, dimensions: int = 8) -> FloatArray:
     return row
 
 
+def fake_logits(input_ids: IntArray, num_labels: int = 3) -> FloatArray:
+    """The logits of one sequence, ``[num_labels]`` float32 in [-8, 8)."""
+    row: FloatArray = 16 * fake_vector(input_ids[::-1], num_labels)
+    return row
+
+
+def fake_token_vectors(input_ids: IntArray, token_dimensions: int = 4) -> FloatArray:
+    """The token vectors of one sequence, ``[n, token_dimensions]`` float32: each row by its id alone."""
+    factors = np.arange(1, token_dimensions + 1, dtype=np.int64) ** 3
+    ids = input_ids.astype(np.int64)[:, None] + 1
+    rows: FloatArray = (ids * factors % _MODULUS / _MODULUS - 0.5).astype(np.float32)
+    return rows
+
+
+def fake_sparse(input_ids: IntArray) -> SparseVector:
+    """The weights of one sequence over the vocabulary: how often each token occurs, and a quarter."""
+    token_ids, counts = np.unique(input_ids, return_counts=True)
+    return SparseVector(token_ids.astype(np.int32), (counts + 0.25).astype(np.float32))
+
+
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     batch: Batch
@@ -51,18 +72,24 @@ class FakeRuntime:
 
     Args:
         dimensions: ``E``.
+        outputs: what `info` reports. A run returns those of them that its batch asks for.
+        num_labels: ``L``, where logits are among the outputs.
+        token_dimensions: width of the token vectors, where they are among the outputs.
+        program: what `info` reports.
         num_slots: batches in flight.
         max_batch_tokens: what `info` reports.
         seconds_per_batch: how long a run keeps the device, beside
         seconds_per_token: the same per token.
         raise_on_token: a batch with this marker raises ValueError.
         nan_on_token: the rows of sequences with this marker are NaN.
-        nan_once_on_token: likewise, but only in company of other sequences.
+        nan_once_on_token: likewise, but infinite, and only in company of other sequences.
+        nan_output: the one output that the two concern; None means all.
+        zero_on_token: the dense rows of sequences with this marker are zero.
         oom_above_tokens: larger batches raise OutOfMemory.
         oom_on_token: a batch with this marker raises OutOfMemory.
         lose_device_on_token: a batch with this marker raises WorkerLost.
         hang_on_token: a batch with this marker waits for `let_go`.
-        wrong_shape_on_token: a batch with this marker returns one row too few.
+        wrong_shape_on_token: a batch with this marker returns one row too few of each output.
 
     Attributes:
         batches: all batches that were run, in order, when `record` is true.
@@ -73,6 +100,10 @@ class FakeRuntime:
         self,
         dimensions: int = 8,
         *,
+        outputs: frozenset[OutputType] = DENSE_ONLY,
+        num_labels: int = 3,
+        token_dimensions: int = 4,
+        program: str = "fake",
         num_slots: int = 2,
         max_batch_tokens: int = 2048,
         seconds_per_batch: float = 0.0,
@@ -80,6 +111,8 @@ class FakeRuntime:
         raise_on_token: int | None = None,
         nan_on_token: int | None = None,
         nan_once_on_token: int | None = None,
+        nan_output: OutputType | None = None,
+        zero_on_token: int | None = None,
         oom_above_tokens: int | None = None,
         oom_on_token: int | None = None,
         lose_device_on_token: int | None = None,
@@ -92,6 +125,8 @@ class FakeRuntime:
         self.raise_on_token = raise_on_token
         self.nan_on_token = nan_on_token
         self.nan_once_on_token = nan_once_on_token
+        self.nan_output = nan_output
+        self.zero_on_token = zero_on_token
         self.oom_above_tokens = oom_above_tokens
         self.oom_on_token = oom_on_token
         self.lose_device_on_token = lose_device_on_token
@@ -111,11 +146,13 @@ class FakeRuntime:
             engine="fake",
             device="none",
             dtype="float32",
-            program="fake",
+            program=program,
             reason="a test asked for it",
             dimensions=dimensions,
-            outputs=frozenset({OutputType.DENSE}),
+            outputs=outputs,
             max_batch_tokens=max_batch_tokens,
+            num_labels=num_labels if OutputType.LOGITS in outputs else 0,
+            token_dimensions=token_dimensions if OutputType.MULTIVECTOR in outputs else 0,
         )
 
     @property
@@ -180,14 +217,42 @@ class FakeRuntime:
             raise OutOfMemory(f"a batch of {len(ids)} tokens does not fit the fake device")
         if self._contains(ids, self.raise_on_token):
             raise ValueError(f"token {self.raise_on_token} in the batch")
-        rows = fake_vectors([s.input_ids for s in batch.sequences], self._info.dimensions)
-        if self.nan_on_token is not None:
-            rows[[self.nan_on_token in s.input_ids for s in batch.sequences]] = np.nan
-        if self.nan_once_on_token is not None and len(batch.sequences) > 1:
-            rows[[self.nan_once_on_token in s.input_ids for s in batch.sequences]] = np.inf
-        if self._contains(ids, self.wrong_shape_on_token):
-            rows = rows[:-1]
-        return BatchOutput(dense=rows)
+        is_short = self._contains(ids, self.wrong_shape_on_token)
+        return self._outputs(batch, slice(0, len(batch.sequences) - is_short))
+
+    def _outputs(self, batch: Batch, kept: slice) -> BatchOutput:
+        """What the batch asks for, of the sequences `kept`."""
+        info, inputs = self._info, [s.input_ids for s in batch.sequences]
+        dense = logits = multivector = sparse = None
+        if OutputType.DENSE in batch.outputs:
+            dense = fake_vectors(inputs, info.dimensions)
+            self._spoil(OutputType.DENSE, dense, inputs)
+            if self.zero_on_token is not None:
+                dense[[self.zero_on_token in ids for ids in inputs]] = 0
+            dense = dense[kept]
+        if OutputType.LOGITS in batch.outputs:
+            logits = np.stack([fake_logits(ids, info.num_labels) for ids in inputs])
+            self._spoil(OutputType.LOGITS, logits, inputs)
+            logits = logits[kept]
+        if OutputType.MULTIVECTOR in batch.outputs:
+            rows = [fake_token_vectors(ids, info.token_dimensions) for ids in inputs]
+            self._spoil(OutputType.MULTIVECTOR, rows, inputs)
+            multivector = tuple(rows[kept])
+        if OutputType.SPARSE in batch.outputs:
+            vectors = [fake_sparse(ids) for ids in inputs]
+            self._spoil(OutputType.SPARSE, [v.weights for v in vectors], inputs)
+            sparse = tuple(vectors[kept])
+        return BatchOutput(dense, logits, multivector, sparse)
+
+    def _spoil(self, output: OutputType, rows: FloatArray | list[FloatArray], inputs: list[IntArray]) -> None:
+        """Put NaN or infinity into the last number of the sequences that have the marker for it."""
+        if self.nan_output not in (None, output):
+            return
+        for row, ids in zip(rows, inputs, strict=True):
+            if self._contains(ids, self.nan_on_token):
+                row[..., -1] = np.nan
+            elif len(inputs) > 1 and self._contains(ids, self.nan_once_on_token):
+                row[..., -1] = np.inf
 
     @staticmethod
     def _contains(ids: IntArray, marker: int | None) -> bool:
