@@ -1,23 +1,27 @@
 """Puts rows back where they belong: from batches to requests.
 
-A batch holds runs: consecutive sequences of one request. Rows are copied run by run, never one by one,
-so a request of 2048 texts costs a few array writes. Nothing here locks or knows threads: the engine
-says who may call what (`Pending.put` of disjoint runs may run in two threads at once; all the rest
-happens under the engine's lock).
+A batch holds runs: consecutive sequences of one request. Rows of a table (dense, logits) are copied run
+by run, never one by one, so a request of 2048 texts costs a few array writes. What has its own length for
+each sequence (multivector, sparse) is kept in lists, by index. Nothing here locks or knows threads: the
+engine says who may call what (`Pending.put` of disjoint runs may run in two threads at once; all the
+rest happens under the engine's lock).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from hilbert.core import Output, Request, Sequence
+from hilbert.core import BatchOutput, Output, OutputType, Request, Sequence, SparseVector
 from hilbert.core.request import FloatArray
 from hilbert.errors import ServingError
+from hilbert.runtimes.base import RuntimeInfo
 
 Deliver = Callable[[Output], None]
+Item = TypeVar("Item")
 
 
 class Pending:
@@ -29,8 +33,12 @@ class Pending:
     """
 
     __slots__ = (
+        "_dense",
         "_errors",
-        "_rows",
+        "_has_room",
+        "_logits",
+        "_multivector",
+        "_sparse",
         "deliver",
         "inference_seconds",
         "is_answered",
@@ -48,7 +56,11 @@ class Pending:
         self.is_answered = False
         self.queue_seconds = 0.0
         self.inference_seconds = 0.0
-        self._rows: FloatArray | None = None
+        self._has_room = False
+        self._dense: FloatArray | None = None
+        self._logits: FloatArray | None = None
+        self._multivector: list[FloatArray] | None = None
+        self._sparse: list[SparseVector] | None = None
         self._errors: dict[int, ServingError] | None = None
 
     def owns(self, sequence: Sequence) -> bool:
@@ -56,21 +68,39 @@ class Pending:
         sequences = self.request.sequences
         return sequence.index < len(sequences) and sequences[sequence.index] is sequence
 
-    def make_room(self, dimensions: int) -> None:
-        """Allocate ``[N, dimensions]`` zeros, unless that has been done."""
-        if self._rows is None:
-            self._rows = np.zeros((len(self.request.sequences), dimensions), dtype=np.float32)
+    def make_room(self, info: RuntimeInfo) -> None:
+        """Allocate what the request asks for, zero and empty, unless that has been done."""
+        if self._has_room:
+            return
+        self._has_room = True
+        num_sequences, outputs = len(self.request.sequences), self.request.outputs
+        if OutputType.DENSE in outputs:
+            self._dense = np.zeros((num_sequences, info.dimensions), np.float32)
+        if OutputType.LOGITS in outputs:
+            self._logits = np.zeros((num_sequences, info.num_labels), np.float32)
+        if OutputType.MULTIVECTOR in outputs:
+            self._multivector = [np.zeros((0, info.token_dimensions), np.float32)] * num_sequences
+        if OutputType.SPARSE in outputs:
+            nothing = SparseVector(np.zeros(0, np.int32), np.zeros(0, np.float32))
+            self._sparse = [nothing] * num_sequences
 
-    def put(self, first: int, rows: FloatArray) -> None:
-        """Copy rows to the sequences from index `first` on.
+    def put(self, run: Run, rows: BatchOutput) -> None:
+        """Copy a run's rows out of its batch.
 
         `make_room` comes first, unless the run is the whole request. It is a copy in any case: a
         slice would keep the whole batch in memory, and the runtime may use its buffer again.
         """
-        if self._rows is not None:
-            self._rows[first : first + len(rows)] = rows
-        else:
-            self._rows = rows.copy()
+        first, start, stop = run.first, run.start, run.start + run.length
+        if rows.dense is not None:
+            self._dense = _put_rows(self._dense, first, rows.dense[start:stop])
+        if rows.logits is not None:
+            self._logits = _put_rows(self._logits, first, rows.logits[start:stop])
+        if rows.multivector is not None:
+            tables = [table.copy() for table in rows.multivector[start:stop]]
+            self._multivector = _put_items(self._multivector, first, tables)
+        if rows.sparse is not None:
+            vectors = [SparseVector(v.token_ids.copy(), v.weights.copy()) for v in rows.sparse[start:stop]]
+            self._sparse = _put_items(self._sparse, first, vectors)
 
     def fail(self, index: int, error: ServingError) -> None:
         """Note that one sequence has failed; its row stays zero."""
@@ -82,7 +112,10 @@ class Pending:
         """The answer, when no sequence is left."""
         return Output(
             request_id=self.request.id,
-            dense=self._rows,
+            dense=self._dense,
+            logits=self._logits,
+            multivector=None if self._multivector is None else tuple(self._multivector),
+            sparse=None if self._sparse is None else tuple(self._sparse),
             errors=self._errors or {},
             queue_seconds=self.queue_seconds,
             inference_seconds=self.inference_seconds,
@@ -106,6 +139,22 @@ class Run:
     first: int
     start: int
     length: int
+
+
+def _put_rows(room: FloatArray | None, first: int, rows: FloatArray) -> FloatArray:
+    """Write rows from `first` on; without room, they are all there will be."""
+    if room is None:
+        return rows.copy()
+    room[first : first + len(rows)] = rows
+    return room
+
+
+def _put_items(room: list[Item] | None, first: int, items: list[Item]) -> list[Item]:
+    """Likewise for a list."""
+    if room is None:
+        return items
+    room[first : first + len(items)] = items
+    return room
 
 
 def runs_of(sequences: Iterable[Sequence]) -> list[Run]:

@@ -49,16 +49,26 @@ class EngineHandle(Protocol):
         ...
 
 
+def has_rows(output: Output) -> bool:
+    """Whether the request was answered, its bad inputs apart; one that failed as a whole has no rows."""
+    return (
+        output.dense is not None
+        or output.logits is not None
+        or output.multivector is not None
+        or output.sparse is not None
+    )
+
+
 def raise_if_failed(output: Output) -> Output:
     """Tell a request that failed as a whole from one with bad inputs.
 
     Returns:
-        The output, unless it has no rows: then the request failed as a whole (deadline, shutdown, lost
-        device) and carries the same error at every index.
+        The output, unless it has no rows of any kind: then the request failed as a whole (deadline,
+        shutdown, lost device) and carries the same error at every index.
 
     Raises:
         ServingError: that error.
     """
-    if output.dense is None and output.errors:
+    if output.errors and not has_rows(output):
         raise next(iter(output.errors.values()))
     return output

@@ -15,11 +15,14 @@ What may go wrong with a batch, and what follows:
 =====================  =================================================================================
 it raises              its halves are queued for another try; a sequence that fails alone gets the error
 it raises OutOfMemory  the same
-rows are not finite    these sequences run once more, each alone; then `NonFiniteOutput` for the index
+rows are not finite,   these sequences run once more, each alone; then `NonFiniteOutput` for the index
+or a vector is zero
 rows have wrong shape  all its sequences get an `EngineError`
 it raises WorkerLost   the engine has failed: every caller is answered, `on_failed` is called
 it takes too long      the same
 =====================  =================================================================================
+
+A request gets all the outputs that it asks for from one run, and a sequence is bad when any of them is.
 
 Second tries and fresh batches alternate, so a request full of bad inputs delays others by a factor of
 two at most.
@@ -36,21 +39,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-import numpy as np
-
-from hilbert.core import Batch, Request, Sequence
-from hilbert.core.request import FloatArray
+from hilbert.core import Batch, BatchOutput, OutputType, Request, Sequence
 from hilbert.engine.assembly import Deliver, Pending, copy_of, runs_of
 from hilbert.engine.base import Health
 from hilbert.engine.device import Device
+from hilbert.engine.rows import WrongShape, bad_sequences, picked
 from hilbert.engine.stats import BatchStats
-from hilbert.engine.step import Work, WrongShape, bad_rows, step
+from hilbert.engine.step import Work, step
 from hilbert.errors import (
     EngineError,
+    InvalidInput,
     NonFiniteOutput,
     RequestTimeout,
     ServingError,
     ShuttingDown,
+    UnsupportedTask,
     WorkerLost,
 )
 from hilbert.runtimes.base import Runtime, RuntimeInfo
@@ -157,8 +160,10 @@ class Engine(Generic[Prepared]):
         Raises:
             ShuttingDown: draining or stopped.
             WorkerLost: the device is lost.
-            InvalidInput: no sequences, or an empty one.
+            InvalidInput: no sequences, or an empty one, or no outputs.
+            UnsupportedTask: the runtime does not return one of the outputs.
         """
+        self._check_outputs(request.outputs)
         now = self._clock()
         with self._lock:
             if self._health is not Health.READY and self._health is not Health.LOADING:
@@ -242,23 +247,23 @@ class Engine(Generic[Prepared]):
         work.done_at = self._clock()
         self._close_work(work)
 
-    def deliver(self, work: Work, rows: FloatArray) -> None:
-        """Hand the rows ``[B, E]`` of a batch to their requests and answer those that are complete."""
+    def deliver(self, work: Work, rows: BatchOutput) -> None:
+        """Hand the rows of a batch to their requests and answer those that are complete."""
         sequences = work.batch.sequences
-        if bad := bad_rows(rows):
+        if bad := bad_sequences(rows, self.info):
             self._again_alone(work, [sequences[i] for i in bad])
-            good = np.setdiff1d(np.arange(len(rows)), bad)
-            sequences, rows = tuple(sequences[i] for i in good), rows[good]
+            good = sorted(set(range(len(sequences))).difference(bad))
+            sequences, rows = tuple(sequences[i] for i in good), picked(rows, good)
         runs = runs_of(sequences)
         run_seconds = work.done_at - work.turn_at
         with self._lock:
             pendings = [self._pending_of(sequences[run.start]) for run in runs]
             for run, pending in zip(runs, pendings, strict=True):
                 if pending is not None and run.length < len(pending.request.sequences):
-                    pending.make_room(self.info.dimensions)
+                    pending.make_room(self.info)
         for run, pending in zip(runs, pendings, strict=True):
             if pending is not None:
-                pending.put(run.first, rows[run.start : run.start + run.length])
+                pending.put(run, rows)
         complete: list[Pending] = []
         with self._lock:
             for run, pending in zip(runs, pendings, strict=True):
@@ -289,6 +294,15 @@ class Engine(Generic[Prepared]):
         self._report(work, type(error).__name__)
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _check_outputs(self, outputs: frozenset[OutputType]) -> None:
+        if outputs <= self.info.outputs and outputs:
+            return
+        available = ", ".join(sorted(self.info.outputs))
+        if not outputs:
+            raise InvalidInput(f"a request needs at least one output; {self.name} returns {available}")
+        missing = ", ".join(sorted(outputs - self.info.outputs))
+        raise UnsupportedTask(f"{self.name} does not return {missing}; it returns {available}")
 
     def _live(self, life: Callable[[], None]) -> None:
         """Run a thread. None of ours dies silently: that would leave callers waiting."""
@@ -395,10 +409,11 @@ class Engine(Generic[Prepared]):
                 self._has_work.notify()
 
     def _again_alone(self, work: Work, sequences: list[Sequence]) -> None:
-        """Rows of these were not finite: one more try for each, alone, and no further."""
+        """Rows of these were bad: one more try for each, alone, and no further."""
         if work.is_last_try:
             self._fail_sequences(
-                tuple(sequences), NonFiniteOutput("the model produced NaN or infinity for this input")
+                tuple(sequences),
+                NonFiniteOutput("the model produced NaN, infinity or nothing but zeros for this input"),
             )
         else:
             self._again(work, *((s,) for s in sequences), is_last_try=True)
@@ -417,7 +432,7 @@ class Engine(Generic[Prepared]):
             for sequence in sequences:
                 pending = self._pending_of(sequence)
                 if pending is not None:
-                    pending.make_room(self.info.dimensions)
+                    pending.make_room(self.info)
                     pending.fail(sequence.index, copy_of(error, sequence.index))
                     self._count_down(pending, 1, complete)
         self._answer(complete)

@@ -10,11 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from hilbert.core import Batch, BatchOutput
-from hilbert.core.request import FloatArray
-from hilbert.errors import EngineError
+from hilbert.core import Batch
+from hilbert.engine.rows import checked_rows
 
 if TYPE_CHECKING:
     from hilbert.engine.engine import Engine
@@ -26,7 +23,7 @@ class Work:
 
     Attributes:
         is_retry: part of a batch that failed.
-        is_last_try: one sequence whose row was not finite in company.
+        is_last_try: one sequence whose row was bad in company.
         is_open: not yet through `run`; the engine counts these.
         limit: when the current stage must be over (the engine's clock); infinite where nothing is timed.
     """
@@ -55,35 +52,9 @@ def step(engine: Engine[Any]) -> bool:
             engine.mark_turn(work)
             output = engine.runtime.run(prepared)
             engine.mark_done(work)
-        rows = checked_rows(output, len(work.batch.sequences), engine.info.dimensions)
+        rows = checked_rows(output, work.batch.outputs, len(work.batch.sequences), engine.info)
     except Exception as error:
         engine.isolate(work, error)
     else:
         engine.deliver(work, rows)
     return True
-
-
-class WrongShape(EngineError):
-    """The runtime broke its contract; splitting the batch would not help."""
-
-
-def checked_rows(output: BatchOutput, num_sequences: int, dimensions: int) -> FloatArray:
-    """The dense rows of a batch, ``[B, E]`` float32.
-
-    Raises:
-        WrongShape: they have another shape.
-    """
-    if output.dense is None:
-        raise WrongShape("the runtime returned no dense rows")
-    rows = np.asarray(output.dense, dtype=np.float32)
-    if rows.shape != (num_sequences, dimensions):
-        raise WrongShape(f"the runtime returned rows {rows.shape}, expected {(num_sequences, dimensions)}")
-    return rows
-
-
-def bad_rows(rows: FloatArray) -> list[int]:
-    """Which rows have a NaN or an infinity. One pass and no temporary where all is well."""
-    with np.errstate(all="ignore"):
-        if math.isfinite(rows.sum()):
-            return []
-    return [int(i) for i in np.flatnonzero(~np.isfinite(rows).all(axis=1))]
