@@ -298,4 +298,6 @@ def test_wanted_files() -> None:
     }
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert wanted_files([*shards, "consolidated.safetensors"]) == shards
-    assert wanted_files(["pytorch_model.bin", "colbert_linear.pt"]) == ["pytorch_model.bin"]
+    assert wanted_files(["pytorch_model.bin", "extra.pt"]) == ["pytorch_model.bin"]
+    m3 = ["colbert_linear.pt", "model.safetensors", "sparse_linear.pt"]
+    assert wanted_files(m3) == m3

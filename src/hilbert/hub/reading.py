@@ -13,8 +13,19 @@ from typing import Any
 
 import msgspec
 
-from hilbert.core import ModelSpec, Module, PoolingMode, PoolingModule, Task
+from hilbert.core import (
+    ClassifierModule,
+    ModelSpec,
+    Module,
+    MultivectorSpec,
+    PoolingMode,
+    PoolingModule,
+    SpladeModule,
+    Task,
+    TokenWeightsModule,
+)
 from hilbert.errors import ModelError, ModelUnavailable
+from hilbert.hub import heads
 from hilbert.hub.chain import ModuleEntry, Unsupported, output_size, read_chain, read_entries
 from hilbert.hub.files import read_object, tensor_shapes
 from hilbert.hub.lengths import max_model_len
@@ -37,6 +48,13 @@ TASKS = {
     "CrossEncoder": Task.RERANK,
     "SparseEncoder": Task.SPARSE_EMBED,
     "MultiVectorEncoder": Task.MULTI_EMBED,
+    "ColBERT": Task.MULTI_EMBED,
+}
+# What a Transformer module returns for each thing that it can be loaded for.
+TRANSFORMER_OUTPUTS = {
+    "feature-extraction": "last_hidden_state",
+    "sequence-classification": "logits",
+    "fill-mask": "logits",
 }
 # Arguments for the tokenizer that change nothing but padding, which Hilbert does not do.
 HARMLESS_TOKENIZER_ARGUMENTS = frozenset(
@@ -64,6 +82,12 @@ class _Draft:
     tokenizer_max: Any = None
     lower_case: bool = False
     remote_code: bool = False
+    transformer: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    activation: str = ""
+    special_ids: tuple[int, ...] = ()
+    multivector: MultivectorSpec | None = None
+    prompts: dict[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def leave_to_sentence_transformers(self, reason: str) -> None:
@@ -110,6 +134,7 @@ def _read_transformer(draft: _Draft, snapshot: Path) -> None:
     """The settings of the Transformer module; they may change config.json and the length."""
     folder = snapshot / draft.folder
     settings = next((found for name in TRANSFORMER_CONFIGS if (found := read_object(folder / name))), {})
+    draft.transformer = settings
     draft.max_seq_length = settings.get("max_seq_length")
     draft.lower_case = bool(settings.get("do_lower_case", False))
 
@@ -122,29 +147,26 @@ def _read_transformer(draft: _Draft, snapshot: Path) -> None:
         draft.leave_to_sentence_transformers(f"its tokenizer wants the argument {unknown[0]!r}")
 
     task = settings.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction":
+    if task not in TRANSFORMER_OUTPUTS:
         draft.leave_to_sentence_transformers(f"its transformer is loaded for {task!r}")
     modalities = settings.get("modality_config")
-    if isinstance(modalities, dict):
-        wanted = {"method": "forward", "method_output_name": "last_hidden_state"}
+    if isinstance(modalities, dict) and task in TRANSFORMER_OUTPUTS:
+        wanted = {"method": "forward", "method_output_name": TRANSFORMER_OUTPUTS[task]}
         if modalities.get("text") != wanted:
             draft.leave_to_sentence_transformers("text does not go through the model's plain forward pass")
     processing = settings.get("processing_kwargs")
     if isinstance(processing, dict) and (processing.get("text") or processing.get("common")):
         draft.leave_to_sentence_transformers("its processing_kwargs change how text is tokenized")
-    for key in ("query_length", "document_length", "query_expansion"):
-        if settings.get(key):
-            draft.leave_to_sentence_transformers(f"it sets {key}")
 
 
 def _read_sentence_transformers(
     snapshot: Path, entries: tuple[ModuleEntry, ...], trust_remote_code: bool
 ) -> _Draft:
-    first, rest = entries[0], entries[1:]
+    first = entries[0]
     draft = _Draft(config=read_object(snapshot / first.folder / "config.json"), folder=first.folder)
     draft.settings = read_object(snapshot / "config_sentence_transformers.json")
     draft.remote_code = any(entry.name == "" for entry in entries)
-    if first.name == "Transformer":
+    if first.name in ("Transformer", "MLMTransformer"):
         _read_transformer(draft, snapshot)
         if not draft.config:
             draft.leave_to_sentence_transformers("its transformer has no config.json (an adapter?)")
@@ -153,12 +175,46 @@ def _read_sentence_transformers(
     else:
         draft.leave_to_sentence_transformers(f"its first module is {first.class_path!r}")
     try:
-        draft.modules, draft.normalize = read_chain(snapshot, rest, trust_remote_code=trust_remote_code)
+        _read_modules(draft, snapshot, entries, trust_remote_code)
     except Unsupported as unsupported:
         draft.leave_to_sentence_transformers(str(unsupported))
-    if draft.kind == "transformer":
-        _check_chain(draft)
     return draft
+
+
+def _read_modules(
+    draft: _Draft, snapshot: Path, entries: tuple[ModuleEntry, ...], trust_remote_code: bool
+) -> None:
+    """What follows the transformer, by the kind of model that the repository says it is."""
+    kind = str(draft.settings.get("model_type", ""))
+    if kind in heads.MULTIVECTOR_TYPES:
+        draft.modules, draft.normalize, draft.multivector, draft.prompts = heads.read_multivector(
+            snapshot, entries, draft.transformer, draft.settings
+        )
+    elif kind == "SparseEncoder" or any(entry.name == "SpladePooling" for entry in entries):
+        draft.modules = heads.read_splade(snapshot, entries, draft.transformer)
+    elif kind == "CrossEncoder" and len(entries) == 1 and heads.is_classifier(draft.config):
+        _read_classifier(draft)
+    else:
+        task = draft.transformer.get("transformer_task", "feature-extraction")
+        if task != "feature-extraction":
+            raise Unsupported(f"its transformer is loaded for {task!r}")
+        for key in ("query_length", "document_length", "query_expansion"):
+            if draft.transformer.get(key):
+                raise Unsupported(f"it sets {key}")
+        draft.modules, draft.normalize = read_chain(
+            snapshot, entries[1:], trust_remote_code=trust_remote_code
+        )
+        if draft.kind == "transformer":
+            _check_chain(draft)
+            draft.modules += heads.read_m3(snapshot, hidden_size(draft.config) or 0)
+            if any(isinstance(module, TokenWeightsModule) for module in draft.modules):
+                draft.special_ids = heads.special_ids(snapshot / draft.folder)
+
+
+def _read_classifier(draft: _Draft) -> None:
+    draft.labels = heads.labels_of(draft.config)
+    draft.modules = (ClassifierModule(len(draft.labels)),)
+    draft.activation = heads.classifier_activation(draft.config, draft.settings)
 
 
 def _check_chain(draft: _Draft) -> None:
@@ -186,8 +242,14 @@ def _read_plain(snapshot: Path) -> _Draft:
         return draft
     if text_config(config) is not config:
         draft.leave_to_sentence_transformers("it takes more than text and has no modules.json")
+    if heads.is_classifier(config):
+        _read_classifier(draft)
+        return draft
     is_causal = _architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
     draft.modules = (PoolingModule((PoolingMode.LAST if is_causal else PoolingMode.MEAN,)),)
+    draft.modules += heads.read_m3(snapshot, hidden_size(config) or 0)
+    if any(isinstance(module, TokenWeightsModule) for module in draft.modules):
+        draft.special_ids = heads.special_ids(snapshot)
     return draft
 
 
@@ -196,15 +258,12 @@ def _architecture(config: dict[str, Any]) -> str:
     return str(names[0]) if isinstance(names, list) and names else ""
 
 
-def _task(draft: _Draft, plain: bool) -> Task:
-    task = TASKS.get(str(draft.settings.get("model_type", "")))
-    if task is not None:
-        return task
-    if plain and _architecture(draft.config).endswith("ForSequenceClassification"):
-        labels = draft.config.get("id2label")
-        num_labels = len(labels) if isinstance(labels, dict) else draft.config.get("num_labels", 2)
-        return Task.RERANK if num_labels == 1 else Task.CLASSIFY
-    return Task.EMBED
+def _task(draft: _Draft) -> Task:
+    if draft.labels:
+        return Task.RERANK if len(draft.labels) == 1 else Task.CLASSIFY
+    if any(isinstance(module, SpladeModule) for module in draft.modules):
+        return Task.SPARSE_EMBED
+    return TASKS.get(str(draft.settings.get("model_type", "")), Task.EMBED)
 
 
 def _static_shape(folder: Path, weights: tuple[str, ...]) -> tuple[int, int] | None:
@@ -239,7 +298,6 @@ def read_spec(
         ModelError: the JSON contradicts itself, or a path leaves the repository.
     """
     entries = read_entries(snapshot)
-    plain = entries is None
     draft = (
         _read_plain(snapshot)
         if entries is None
@@ -271,7 +329,8 @@ def read_spec(
         draft.leave_to_sentence_transformers("config.json gives no hidden_size or vocab_size")
 
     settings = draft.settings
-    prompts = _prompts(settings)
+    prompts = _prompts(settings) if draft.prompts is None else draft.prompts
+    truncate_dim = settings.get("truncate_dim")
     similarity = settings.get("similarity_fn_name")
     default_prompt = settings.get("default_prompt_name")
     if default_prompt is not None and default_prompt not in {*prompts, *EMPTY_PROMPTS}:
@@ -303,5 +362,11 @@ def read_spec(
         weights=weights,
         graph_files=graphs,
         remote_code=draft.remote_code or bool(draft.config.get("auto_map")),
-        task=_task(draft, plain),
+        task=_task(draft),
+        labels=draft.labels,
+        problem_type=str(draft.config.get("problem_type") or ""),
+        activation=draft.activation,
+        truncate_dim=truncate_dim if isinstance(truncate_dim, int) and truncate_dim > 0 else None,
+        special_ids=draft.special_ids,
+        multivector=draft.multivector,
     )

@@ -29,6 +29,8 @@ SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja")
 # Whole or in shards; not the variants (``model.fp16.safetensors``, ``consolidated.safetensors``).
 SAFE_WEIGHTS = re.compile(r"(?:.*/)?model(?:-\d+-of-\d+)?\.safetensors")
 PICKLED_WEIGHTS = re.compile(r"(?:.*/)?(?:pytorch_model(?:-\d+-of-\d+)?\.bin|(?:pytorch_)?model\.pt)")
+# The heads that bge-m3 keeps beside its weights, whatever form these have.
+HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 # By preference: OpenVINO's own format, then ONNX with the data that it may keep beside itself.
 GRAPHS = (
     re.compile(r"(?:openvino/)?openvino_model\.(?:xml|bin)"),
@@ -62,7 +64,7 @@ def wanted_files(
         weights = [*graphs, *(name for name in weights if "/" in name)]
     small = [name for name in own if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)]
     code = [name for name in own if name.endswith(".py")] if trust_remote_code else []
-    return sorted({*small, *weights, *code})
+    return sorted({*small, *weights, *code, *(name for name in own if name in HEADS)})
 
 
 def hub_cache() -> Path:

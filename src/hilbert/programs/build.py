@@ -82,8 +82,10 @@ def _packed(
     model = load_model(spec, attention.NAME, dtype, remote)
     if not getattr(type(model), "_supports_attention_backend", False):
         raise UnsupportedArchitecture(f"{type(model).__name__} has attention code of its own")
-    body = Body(_transformer(model), spec)
-    program = PackedProgram(body, Heads(spec, model))
+    transformer = _transformer(model)
+    heads = Heads(spec, model)  # takes the transformer out of a model that has a head of its own
+    body = Body(transformer, spec)
+    program = PackedProgram(body, heads)
     graph = GroupedGraph(program, num_groups, _skips(spec)).to(device)
     try:
         ours = _run_graph(graph, _probes(spec))
@@ -101,8 +103,9 @@ def _padded(spec: ModelSpec, dtype: torch.dtype, reason: str, remote: bool, devi
         model = load_model(spec, "sdpa", dtype, remote)
     except UnsupportedArchitecture:
         model = load_model(spec, "eager", dtype, remote)
-    body = Body(_transformer(model), spec)
-    graph = GroupedGraph(PaddedProgram(body, Heads(spec, model)), 1, _skips(spec)).to(device)
+    transformer = _transformer(model)
+    heads = Heads(spec, model)
+    graph = GroupedGraph(PaddedProgram(Body(transformer, spec), heads), 1, _skips(spec)).to(device)
     try:
         _compare(_run_graph(graph, _probes(spec)), _reference(graph, _probes(spec)), dtype)
     except ModelError:

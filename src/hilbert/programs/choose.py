@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hilbert.core import ModelSpec, TokenVectorsModule
+from hilbert.core import ClassifierModule, ModelSpec, TokenVectorsModule
 
 Program = Literal["packed", "padded", "static", "sentence-transformers"]
 
@@ -59,6 +59,19 @@ def plan(spec: ModelSpec) -> tuple[Program, str]:
     if spec.family in PACKED_FAMILIES:
         return "packed", f"{spec.family} attends through an interface that takes packed sequences"
     return "packed", f"{spec.family} is not in the list of checked families; it is checked when it is loaded"
+
+
+# Families that read from left to right: their classifiers look at the last token that is not padding.
+CAUSAL_FAMILIES = frozenset({"gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"})
+
+
+def trailing_id(spec: ModelSpec) -> int | None:
+    """Token id that a causal classifier overlooks at the end of a sequence: the padding's; else None."""
+    is_classifier = any(isinstance(module, ClassifierModule) for module in spec.modules)
+    if not is_classifier or spec.family not in CAUSAL_FAMILIES:
+        return None
+    padding = spec.config.get("pad_token_id")
+    return padding if isinstance(padding, int) else None
 
 
 def token_dimensions(spec: ModelSpec) -> int:

@@ -117,10 +117,10 @@ class _Given(nn.Module):
         self.rows: Tensor | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
+        from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
         pooled = None if self.pooler is None else self.pooler(self.rows)
-        return BaseModelOutputWithPooling(last_hidden_state=self.rows, pooler_output=pooled)
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.rows, pooler_output=pooled)
 
 
 class _OwnHead(nn.Module):
@@ -179,7 +179,10 @@ class SpladeHead(nn.Module):
         super().__init__()
         decoder = model.get_output_embeddings()  # type: ignore[operator]  # a method, not a tensor
         weight, bias = decoder.weight.float(), decoder.bias
-        model.set_output_embeddings(nn.Identity())  # type: ignore[operator]
+        for parent in model.modules():
+            for name, child in list(parent.named_children()):
+                if child is decoder:
+                    setattr(parent, name, nn.Identity())
         self.own = _OwnHead(model)
         self.module = module
         self.slices = nn.ModuleList()

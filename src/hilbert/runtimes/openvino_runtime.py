@@ -44,7 +44,7 @@ from hilbert.programs.choose import PROGRAM_VERSION
 from hilbert.runtimes import ov
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
-from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups
+from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
 
 # Tokens per batch: the knee of the sweep on two Zen cores (bench/budget.py).
 MAX_BATCH_TOKENS = 2048
@@ -70,6 +70,7 @@ class Program(msgspec.Struct, frozen=True):
     num_labels: int = 0
     token_dimensions: int = 0
     special_ids: tuple[int, ...] = ()
+    trailing_id: int | None = None
 
 
 def load_openvino(spec: ModelSpec, settings: RuntimeSettings) -> OpenVinoRuntime:
@@ -253,9 +254,10 @@ class OpenVinoRuntime:
 
     def prepare(self, batch: Batch) -> _Prepared:
         """One packed batch, or one per length group for a padded graph."""
+        sequences = without_trailing(batch.sequences, self._program.trailing_id)
         if self._padded:
-            return _Prepared(batch.outputs, pack_groups(batch.sequences))
-        return _Prepared(batch.outputs, [pack(batch.sequences, self._program.num_groups)])
+            return _Prepared(batch.outputs, pack_groups(sequences))
+        return _Prepared(batch.outputs, [pack(sequences, self._program.num_groups)])
 
     def run(self, prepared: _Prepared) -> BatchOutput:
         """See `Runtime.run`.

@@ -159,6 +159,21 @@ def pack(sequences: tuple[Sequence, ...], num_groups: int) -> PackedBatch:
     )
 
 
+def without_trailing(sequences: tuple[Sequence, ...], token_id: int | None) -> tuple[Sequence, ...]:
+    """Cut tokens of this id off the ends, but for a last one; nothing where it is None.
+
+    For causal classifiers, which look at the last other token: what follows it changes nothing there.
+    """
+    if token_id is None:
+        return sequences
+    cut = []
+    for sequence in sequences:
+        others = np.flatnonzero(sequence.input_ids != token_id)
+        num = int(others[-1]) + 1 if len(others) else 1
+        cut.append(replace(sequence, input_ids=sequence.input_ids[:num]))
+    return tuple(cut)
+
+
 def length_groups(sequences: tuple[Sequence, ...]) -> list[IndexArray]:
     """Places of the sequences of each length group, groups from short to long; for padded programs."""
     lengths = np.fromiter((len(s.input_ids) for s in sequences), np.int32, len(sequences))

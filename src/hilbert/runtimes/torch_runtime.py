@@ -17,12 +17,12 @@ from hilbert.config.machine import available_threads
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType
 from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture, WorkerLost
 from hilbert.programs.build import Built, build
-from hilbert.programs.choose import token_dimensions
+from hilbert.programs.choose import token_dimensions, trailing_id
 from hilbert.programs.layout import VarlenLayout
 from hilbert.programs.program import PackedProgram
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
-from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups
+from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -125,6 +125,7 @@ class TorchRuntime:
             and isinstance(built.graph.program, PackedProgram)
         )
         self._special_ids = spec.special_ids
+        self._trailing_id = trailing_id(spec)
         self._pin = self._device.type == "cuda"
         on_gpu = self._device.type != "cpu"
         self.info = RuntimeInfo(
@@ -143,7 +144,8 @@ class TorchRuntime:
     def prepare(self, batch: Batch) -> _Prepared:
         """Host tensors, in page-locked memory for a GPU."""
         groups = 1 if self._varlen else self._graph.num_groups
-        parts = pack_groups(batch.sequences) if self._padded else [pack(batch.sequences, groups)]
+        sequences = without_trailing(batch.sequences, self._trailing_id)
+        parts = pack_groups(sequences) if self._padded else [pack(sequences, groups)]
         return _Prepared(batch.outputs, [self._feed(part) for part in parts])
 
     def run(self, prepared: _Prepared) -> BatchOutput:

@@ -241,6 +241,7 @@ FAMILIES: dict[str, Family] = {
         dense=(Dense(2 * HIDDEN_SIZE, False, IDENTITY), Dense(HIDDEN_SIZE, False, IDENTITY)),
     ),
 }
+_HEAD_CLASSES = {"classifier": "AutoModelForSequenceClassification", "splade": "AutoModelForMaskedLM"}
 STATIC_FAMILIES = ("static", "model2vec")
 """The families without a transformer; `FAMILIES` has the others."""
 
@@ -279,6 +280,7 @@ def _save_transformer(
     seed: int,
     overrides: Mapping[str, Any],
     weights: str,
+    head: str,
 ) -> int:
     import torch
     import transformers
@@ -287,7 +289,9 @@ def _save_transformer(
     values: dict[str, Any] = {hidden: HIDDEN_SIZE, layers: 2, heads: 4, feed_forward: 2 * HIDDEN_SIZE}
     values |= {"vocab_size": vocab_size, **recipe.config, **overrides}
     config = transformers.AutoConfig.for_model(family, **values)
-    if recipe.encoder_class == "AutoModel":
+    if head in _HEAD_CLASSES:
+        model = getattr(transformers, _HEAD_CLASSES[head]).from_config(config)
+    elif recipe.encoder_class == "AutoModel":
         model = transformers.AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # untyped there
     else:
         model = getattr(transformers, recipe.encoder_class)(config)
@@ -398,6 +402,7 @@ def tiny_model(
     similarity: str = "cosine",
     layout: str = "sentence-transformers",
     weights: str = "safetensors",
+    head: str = "",
     **config_overrides: Any,
 ) -> Path:
     """Write a tiny random model of a family and return its folder.
@@ -422,6 +427,9 @@ def tiny_model(
         similarity: `similarity_fn_name`.
         layout: ``"sentence-transformers"``, or ``"plain"`` for a repository without modules.json.
         weights: ``"safetensors"``, ``"shards"`` (several files and an index) or ``"bin"`` (a pickle).
+        head: ``""`` for dense vectors; ``"classifier"`` (with `num_labels`) for rerankers and classifiers,
+            without modules.json; ``"splade"``; ``"colbert"``: a projection to 24 numbers; ``"m3"``: bge-m3's
+            two linear layers beside the dense vector.
         config_overrides: values of config.json.
     Raises:
         KeyError: the family is unknown.
@@ -439,11 +447,15 @@ def tiny_model(
     recipe = FAMILIES[family]
     tokenizer = recipe.tokenizer()
     size = _save_transformer(
-        family, recipe, folder, tokenizer.get_vocab_size(), seed, config_overrides, weights
+        family, recipe, folder, tokenizer.get_vocab_size(), seed, config_overrides, weights, head
     )
     _save_tokenizer(folder, tokenizer, recipe, model_max_length)
-    if layout == "plain":
+    if layout == "plain" or head == "classifier":
         return folder
+    if head in ("splade", "colbert"):
+        return _late_layout(folder, head, size, seed, settings)
+    if head == "m3":
+        _save_m3_heads(folder, size, seed)
 
     _write(
         folder / "sentence_bert_config.json",
@@ -466,6 +478,61 @@ def tiny_model(
         modules.append(("Normalize", f"{len(modules) + 1}_Normalize"))
     _save_layout(folder, "Transformer", modules, settings)
     return folder
+
+
+def _late_layout(folder: Path, head: str, size: int, seed: int, settings: Mapping[str, Any]) -> Path:
+    """modules.json of a SparseEncoder or a MultiVectorEncoder, as sentence-transformers 6 writes them."""
+    import string
+
+    first = "sentence_transformers.base.modules.transformer.Transformer"
+    task, output = (
+        ("fill-mask", "logits") if head == "splade" else ("feature-extraction", "last_hidden_state")
+    )
+    transformer: dict[str, Any] = {
+        "transformer_task": task,
+        "modality_config": {"text": {"method": "forward", "method_output_name": output}},
+        "module_output_name": "token_embeddings",
+    }
+    if head == "splade":
+        modules = [("1_SpladePooling", "sentence_transformers.sparse_encoder.modules.SpladePooling")]
+        _write(
+            folder / modules[0][0] / "config.json",
+            {"pooling_strategy": "max", "activation_function": "relu", "embedding_dimension": None},
+        )
+    else:
+        names = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+        transformer |= {"query_expansion": {"strategy": "fixed", "attend": True, "length": 24}}
+        modules = [
+            ("1_Dense", "sentence_transformers.base.modules.dense.Dense"),
+            ("2_MultiVectorMask", "sentence_transformers.multi_vector_encoder.modules.MultiVectorMask"),
+            ("3_Normalize", "sentence_transformers.base.modules.normalize.Normalize"),
+        ]
+        _save_dense(folder / "1_Dense", Dense(24, False, IDENTITY), size, seed)
+        dense = json.loads((folder / "1_Dense" / "config.json").read_text())
+        _write(folder / "1_Dense" / "config.json", dense | names)
+        _write(folder / "2_MultiVectorMask" / "config.json", {"skiplist_words": list(string.punctuation)})
+        _write(folder / "3_Normalize" / "config.json", names)
+    _write(folder / "sentence_bert_config.json", transformer)
+    listed = [("", first), *modules]
+    _write(
+        folder / "modules.json",
+        [{"idx": i, "name": str(i), "path": p, "type": t} for i, (p, t) in enumerate(listed)],
+    )
+    kind = "SparseEncoder" if head == "splade" else "MultiVectorEncoder"
+    versions = {"sentence_transformers": "6.2.0", "transformers": "5.23.0", "pytorch": "2.13.0"}
+    config = {"__version__": versions, "model_type": kind, **settings, "similarity_fn_name": None}
+    _write(folder / "config_sentence_transformers.json", config)
+    return folder
+
+
+def _save_m3_heads(folder: Path, size: int, seed: int) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed + 77)
+    for name, width in (("sparse_linear.pt", 1), ("colbert_linear.pt", size)):
+        linear = torch.nn.Linear(size, width)
+        _randomise(linear, generator, is_centred_at_zero=False)
+        torch.save(linear.state_dict(), folder / name)
 
 
 def _tiny_static(
