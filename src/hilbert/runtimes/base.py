@@ -14,6 +14,12 @@ from hilbert.core import Batch, BatchOutput, OutputType
 
 Prepared = TypeVar("Prepared")
 
+# Tokens per batch. On two Zen 4 cores 1024 reached 98 % of the rate of 2048 and answered a short query
+# beside a large request in half the time (bench/budget.py, bench/LOG.md). The GPU's is TEI's default,
+# until bench/gpu.py has run.
+CPU_BATCH_TOKENS = 1024
+GPU_BATCH_TOKENS = 16_384
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:

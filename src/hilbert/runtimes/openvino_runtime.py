@@ -42,12 +42,9 @@ from hilbert.hub.artifacts import (
 )
 from hilbert.programs.choose import PROGRAM_VERSION
 from hilbert.runtimes import ov
-from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.base import CPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
-
-# Tokens per batch: the knee of the sweep on two Zen cores (bench/budget.py).
-MAX_BATCH_TOKENS = 2048
 
 # Compiled shapes that OpenVINO keeps; beyond it a shape costs 1.7 ms again, and memory stays flat.
 SHAPES_KEPT = 250
@@ -245,7 +242,7 @@ class OpenVinoRuntime:
             reason=self._program.reason,
             dimensions=self._program.dimensions,
             outputs=served_outputs(self._program.outputs),
-            max_batch_tokens=MAX_BATCH_TOKENS,
+            max_batch_tokens=CPU_BATCH_TOKENS,
             num_labels=self._program.num_labels,
             token_dimensions=self._program.token_dimensions,
         )

@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
 from hilbert.core.request import FloatArray
 from hilbert.errors import OutOfMemory, UnsupportedArchitecture
-from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.packing import IndexArray
 
 
@@ -62,7 +62,7 @@ class SentenceTransformersRuntime:
             reason=reason,
             dimensions=self._model.get_embedding_dimension() or spec.dimensions,
             outputs=frozenset({OutputType.DENSE}),
-            max_batch_tokens=2048 if self._model.device.type == "cpu" else 16_384,
+            max_batch_tokens=CPU_BATCH_TOKENS if self._model.device.type == "cpu" else GPU_BATCH_TOKENS,
         )
 
     def prepare(self, batch: Batch) -> list[_Stack]:

@@ -27,7 +27,7 @@ from hilbert.core import (
 from hilbert.core.request import FloatArray
 from hilbert.errors import UnsupportedArchitecture, WeightMismatch
 from hilbert.runtimes import ov
-from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.base import CPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.packing import IndexArray, length_groups
 
 _TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
@@ -84,7 +84,7 @@ class ShippedRuntime:
             reason=f"torch is not installed, and the repository ships {name}",
             dimensions=spec.dimensions,
             outputs=frozenset({OutputType.DENSE}),
-            max_batch_tokens=2048,
+            max_batch_tokens=CPU_BATCH_TOKENS,
         )
         probe = self.prepare(Batch((Sequence(0, 0, np.zeros(1, np.int32)),)))[0]
         ov.first_inference(self._request, [probe.arrays[n] for n in self._inputs])

@@ -20,15 +20,17 @@ from hilbert.programs.build import Built, build
 from hilbert.programs.choose import token_dimensions, trailing_id
 from hilbert.programs.layout import VarlenLayout
 from hilbert.programs.program import PackedProgram
-from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.base import (
+    CPU_BATCH_TOKENS,
+    GPU_BATCH_TOKENS,
+    Runtime,
+    RuntimeInfo,
+    RuntimeSettings,
+)
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# Tokens per batch: on a GPU the knee of the sweep in bench/gpu.py, on a CPU that of bench/budget.py.
-MAX_BATCH_TOKENS_GPU = 16_384
-MAX_BATCH_TOKENS_CPU = 2048
 
 
 def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
@@ -136,7 +138,7 @@ class TorchRuntime:
             reason=built.reason,
             dimensions=spec.dimensions,
             outputs=served_outputs(built.graph.program.heads.names),
-            max_batch_tokens=MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS_CPU,
+            max_batch_tokens=GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS,
             num_labels=len(spec.labels),
             token_dimensions=token_dimensions(spec),
         )
