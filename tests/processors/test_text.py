@@ -179,7 +179,7 @@ def test_a_text_whose_tokens_the_model_does_not_have_is_refused(bundled):
     small = TextProcessor(msgspec.structs.replace(bundled, vocab_size=10_000))
     assert encode(small, "the")[0].num_tokens == 3
     with pytest.raises(InvalidInput, match=r"input\[1\].* 20000; ids go from 0 to 9999"):
-        encode(small, "the", str(small._tokenizer.id_to_token(20_000)))
+        encode(small, "the", str(small.tokenizer.id_to_token(20_000)))
 
 
 def test_ids_beyond_32_bits_are_named():
@@ -321,8 +321,8 @@ _pieces = st.sampled_from([*_PIECES, *_PUNCTUATED, "x" * 120])
 @given(st.lists(_pieces, max_size=120).map("".join), st.integers(1, 12))
 def test_a_cut_text_has_the_same_first_tokens(processor, text, num_tokens):
     text = text + " filler" * (8 * num_tokens)
-    whole = processor._tokenizer.encode(text, add_special_tokens=False).ids
-    short = processor._tokenizer.encode(cut(text, num_tokens), add_special_tokens=False).ids
+    whole = processor.tokenizer.encode(text, add_special_tokens=False).ids
+    short = processor.tokenizer.encode(cut(text, num_tokens), add_special_tokens=False).ids
     assert short[:num_tokens] == whole[:num_tokens]
 
 
@@ -342,7 +342,7 @@ def test_word_by_word_is_the_same_as_the_tokenizer(processor, cased, bundled, te
         processor = TextProcessor(msgspec.structs.replace(bundled, max_model_len=9))
     processor = cased if kind == "cased" else processor
     assert processor._words is not None
-    whole = processor._tokenizer.encode(text)
+    whole = processor.tokenizer.encode(text)
     assert encode(processor, text)[0].input_ids.tolist() == whole.ids
     if not whole.overflowing:
         assert encode(processor, text, truncate=False)[0].input_ids.tolist() == whole.ids
@@ -350,10 +350,10 @@ def test_word_by_word_is_the_same_as_the_tokenizer(processor, cased, bundled, te
 
 def test_the_table_of_words_stays_small_and_right(processor, monkeypatch):
     monkeypatch.setattr(words, "_MAX_WORDS", 50)
-    table = WordTable(processor._tokenizer)
+    table = WordTable(processor.tokenizer)
     for start in range(0, 1000, 7):
         text = " ".join(f"w{i} the" for i in range(start, start + 20)) + " " + "long" * 40
-        assert table.encode(text, 256).tolist() == processor._tokenizer.encode(text).ids
+        assert table.encode(text, 256).tolist() == processor.tokenizer.encode(text).ids
         assert len(table._table) <= 50
         assert all(len(word) <= 48 for word in table._table)
         assert all(len(word) <= 12 for word in table._table if not word.isalnum())

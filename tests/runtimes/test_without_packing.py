@@ -121,7 +121,7 @@ def test_static(family: str, tmp_path: Path) -> None:
         expected = StaticModel.from_pretrained(folder).encode(texts)
     processor = TextProcessor(spec)
     sequences = tuple(
-        Sequence(0, i, np.array(processor._tokenizer.encode(t, add_special_tokens=False).ids, np.int32))
+        Sequence(0, i, np.array(processor.tokenizer.encode(t, add_special_tokens=False).ids, np.int32))
         for i, t in enumerate(texts)
     )
     dense = runtime.run(runtime.prepare(Batch(sequences))).dense

@@ -4,6 +4,15 @@ Shapes use one legend everywhere: ``B`` sequences in a batch, ``N`` inputs of a 
 tokens, ``S`` padded length, ``D`` hidden size, ``E`` embedding size, ``V`` vocabulary, ``L`` labels.
 """
 
+from hilbert.core.calls import (
+    ClassifyRequest,
+    ClassifyResult,
+    EncodeResult,
+    RerankRequest,
+    RerankResult,
+    Scale,
+)
+from hilbert.core.quantize import OutputDtype, quantize
 from hilbert.core.request import (
     Batch,
     BatchOutput,
@@ -31,25 +40,33 @@ from hilbert.core.spec import (
     TokenVectorsModule,
     TokenWeightsModule,
 )
+from hilbert.core.tasks import tasks_of, with_task
 from hilbert.core.vectors import finish_vectors
 
 __all__ = [
     "Batch",
     "BatchOutput",
     "ClassifierModule",
+    "ClassifyRequest",
+    "ClassifyResult",
     "DenseModule",
     "EmbedRequest",
     "EmbedResult",
+    "EncodeResult",
     "LayerNormModule",
     "ModelSpec",
     "Module",
     "MultivectorSpec",
     "NormalizeModule",
     "Output",
+    "OutputDtype",
     "OutputType",
     "PoolingMode",
     "PoolingModule",
     "Request",
+    "RerankRequest",
+    "RerankResult",
+    "Scale",
     "Sequence",
     "SparseVector",
     "SpladeModule",
@@ -58,4 +75,7 @@ __all__ = [
     "TokenVectorsModule",
     "TokenWeightsModule",
     "finish_vectors",
+    "quantize",
+    "tasks_of",
+    "with_task",
 ]

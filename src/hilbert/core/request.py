@@ -33,7 +33,7 @@ DENSE_ONLY: frozenset[OutputType] = frozenset({OutputType.DENSE})
 
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
-    """One call for dense vectors, in the words of no dialect.
+    """One call for vectors, in the words of no dialect.
 
     Attributes:
         inputs: texts, or arrays of the model's own token ids (taken as they are, special tokens included).
@@ -44,6 +44,7 @@ class EmbedRequest:
         dimensions: keep the first so many numbers, then normalise again.
         normalize: L2-normalise; None follows the model's own chain.
         timeout_seconds: give up after this time; None takes the server's limit.
+        outputs: the kinds of vector wanted; all come from one pass.
     """
 
     inputs: tuple[str | IntArray, ...]
@@ -54,6 +55,7 @@ class EmbedRequest:
     dimensions: int | None = None
     normalize: bool | None = None
     timeout_seconds: float | None = None
+    outputs: frozenset[OutputType] = DENSE_ONLY
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """From what a caller sends to what a model sees: text to token ids."""
 
+from hilbert.processors.naming import called, renamed
+from hilbert.processors.pairs import PairProcessor
 from hilbert.processors.text import TextProcessor, token_array
 
-__all__ = ["TextProcessor", "token_array"]
+__all__ = ["PairProcessor", "TextProcessor", "called", "renamed", "token_array"]

@@ -33,6 +33,8 @@ def resolve_prompt(spec: ModelSpec, request: EmbedRequest) -> str:
         return _named(spec, request.prompt_name)
     if request.input_type is not None:
         return _by_input_type(spec, request.input_type)
+    if spec.multivector is not None:  # late interaction has two sides, and nothing between them
+        return _by_input_type(spec, "document")
     if spec.default_prompt_name is not None:
         return spec.prompts.get(spec.default_prompt_name) or ""
     return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence as AbstractSequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ import numpy as np
 from hilbert.core import EmbedRequest, ModelSpec, Sequence
 from hilbert.core.request import IntArray
 from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
+from hilbert.processors.frame import Frame
 from hilbert.processors.prompts import resolve_prompt
+from hilbert.processors.sides import fill, is_query, longest_side, side_limit
 from hilbert.processors.words import WordTable, cut, splits_at_spaces
 
 if TYPE_CHECKING:
@@ -26,12 +29,24 @@ if TYPE_CHECKING:
 # About four characters a token in English prose; only admission uses it, before the true count is known.
 _CHARS_PER_TOKEN = 4
 _INT32_MAX = 2**31 - 1
+# Tokenizer classes of transformers that make token types unless told otherwise; "" where none is named,
+# as the families that have several types come with one of these.
+_CLASSES_WITH_TYPES = frozenset(
+    f"{name}Tokenizer"
+    for name in ("Bert", "Electra", "MobileBert", "SqueezeBert", "ConvBert", "Deberta", "DebertaV2")
+) | {""}
 # How many offending ids an error message names.
 _NAMED_IDS = 5
 
 
 class TextProcessor:
-    """Turns texts and token ids into sequences for one model."""
+    """Turns texts and token ids into sequences for one model.
+
+    Attributes:
+        tokenizer: the library's own, configured as sentence-transformers would; not to be changed.
+        num_types: token types that the model tells apart; 0 where it is given none.
+        truncates_left: long texts lose their beginning, not their end.
+    """
 
     def __init__(self, spec: ModelSpec, tokenizer_file: Path | None = None) -> None:
         """Load the tokenizer.
@@ -53,28 +68,29 @@ class TextProcessor:
                 "serve that folder; or run `hilbert export`, which does so."
             )
         try:
-            self._tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+            self.tokenizer: Tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:
             raise ModelUnavailable(f"{file.name} of {spec.model_id} cannot be read: {error}") from error
         self.spec = spec
         self._is_static = spec.kind == "static"
-        side = _configure(self._tokenizer, spec, _tokenizer_config(spec))
-        truncation = self._tokenizer.truncation
+        config = _tokenizer_config(spec)
+        side = _configure(self.tokenizer, spec, config)
+        truncation = self.tokenizer.truncation
         self._max_len: int | None = truncation["max_length"] if truncation else None
-        self._truncates_left = side == "left"
-        self._num_special = 0 if self._is_static else self._tokenizer.num_special_tokens_to_add(False)
+        self.truncates_left = side == "left"
+        self._num_special = 0 if self._is_static else self.tokenizer.num_special_tokens_to_add(False)
+        self._frame = Frame.of(self.tokenizer) if spec.multivector is not None else None
+        self.num_types = int(spec.config.get("type_vocab_size") or 0) if _makes_types(config) else 0
         self._has_token_types = self._probe_token_types()
         # A few repositories add tokens without growing the embedding table; texts that hold them are refused.
-        self._has_foreign_ids = self._tokenizer.get_vocab_size() > spec.vocab_size
+        self._has_foreign_ids = self.tokenizer.get_vocab_size() > spec.vocab_size
         needs_tokenizer = (
-            self._truncates_left or self._is_static or self._has_token_types or self._has_foreign_ids
+            self.truncates_left or self._is_static or self._has_token_types or self._has_foreign_ids
         )
-        is_by_words = not needs_tokenizer and splits_at_spaces(self._tokenizer)
-        self._words = WordTable(self._tokenizer) if is_by_words else None
+        is_by_words = not needs_tokenizer and splits_at_spaces(self.tokenizer)
+        self._words = WordTable(self.tokenizer) if is_by_words else None
         self._special_ids = frozenset(
-            token_id
-            for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
-            if token.special
+            token_id for token_id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
         )
         pooling = spec.pooling
         self._excludes_prompt = pooling is not None and not pooling.include_prompt
@@ -90,6 +106,10 @@ class TextProcessor:
     def max_len(self) -> int | None:
         """Tokens of the longest sequence, special tokens included; None where there is no limit."""
         return self._max_len
+
+    def is_small(self, inputs: AbstractSequence[str | IntArray]) -> bool:
+        """Whether tokenizing takes so little that a thread would cost more."""
+        return sum(map(len, inputs)) < self.inline_chars
 
     def estimate_tokens(self, inputs: AbstractSequence[str | IntArray]) -> int:
         """A guess at the request's tokens, from lengths alone; for admission, before any tokenizing."""
@@ -107,11 +127,42 @@ class TextProcessor:
             InvalidInput: an unknown prompt, ids outside the vocabulary, text that is not valid Unicode.
             InputTooLong: an input exceeds the model's length and `truncate` is false.
         """
+        sides = self.spec.multivector
+        if sides is None:
+            return self._encode(request, self._max_len, request_id)
+        sequences = self._encode(request, side_limit(self.spec, sides, request), request_id)
+        if not is_query(request):
+            return sequences
+        return tuple(replace(s, input_ids=fill(s.input_ids, sides)) for s in sequences)
+
+    def contents(self, texts: AbstractSequence[str], *, is_exact: bool) -> list[tuple[IntArray, int]]:
+        """The tokens of texts without any special ones, to be put together by the caller.
+
+        Args:
+            texts: as they are; no prompt is added.
+            is_exact: count the tokens of long texts to their end.
+        Returns:
+            For each text its ids, ``[n]`` int32 with n up to at least the model's length (the end that
+            truncation would keep), and how many tokens it has in all; with `is_exact` false that may be
+            too low for a text longer than the model takes.
+        """
+        words, limit = self._words, self._max_len
+        if words is not None:
+            try:
+                cuts = texts if is_exact or limit is None else [cut(text, limit) for text in texts]
+                return [(ids, len(ids)) for ids in map(words.content, cuts)]
+            except TypeError:  # not Unicode: the other way says which text it is
+                pass
+        encodings = self._tokenize(texts, is_framed=False)
+        counts = [len(e) + sum(map(len, e.overflowing)) for e in encodings]
+        return [(np.array(e.ids, dtype=np.int32), n) for e, n in zip(encodings, counts, strict=True)]
+
+    def _encode(self, request: EmbedRequest, limit: int | None, request_id: int) -> tuple[Sequence, ...]:
         prompt = resolve_prompt(self.spec, request)
-        inputs = request.inputs
+        inputs, truncate = request.inputs, request.truncate
         num_texts = sum(1 for x in inputs if isinstance(x, str))
         if num_texts == len(inputs):
-            return self._encode_texts(inputs, prompt, request.truncate, request_id)  # type: ignore[arg-type]  # all str
+            return self._encode_texts(inputs, prompt, truncate, limit, request_id)  # type: ignore[arg-type]  # all str
         if request.prompt or request.prompt_name:
             raise InvalidInput(
                 "A prompt is put before a text and cannot be put before token ids; send texts, or ids with "
@@ -119,26 +170,32 @@ class TextProcessor:
                 param="prompt" if request.prompt else "prompt_name",
             )
         return tuple(
-            self._encode_texts((x,), prompt, request.truncate, request_id, index)[0]
+            self._encode_texts((x,), prompt, truncate, limit, request_id, index)[0]
             if isinstance(x, str)
-            else self._check_ids(x, request.truncate, request_id, index)
+            else self._check_ids(x, truncate, limit, request_id, index)
             for index, x in enumerate(inputs)
         )
 
     def _encode_texts(
-        self, texts: tuple[str, ...], prompt: str, truncate: bool, request_id: int, first_index: int = 0
+        self,
+        texts: tuple[str, ...],
+        prompt: str,
+        truncate: bool,
+        limit: int | None,
+        request_id: int,
+        first_index: int = 0,
     ) -> tuple[Sequence, ...]:
         prompted: AbstractSequence[str] = [prompt + text for text in texts] if prompt else texts
         prompt_len = self._prompt_len(prompt) if prompt and self._excludes_prompt else 0
-        by_words = self._encode_by_words(prompted, truncate)
+        by_words = self._encode_by_words(prompted, truncate, limit)
         if by_words is not None:
             return tuple(
                 Sequence(request_id, index, ids, None, prompt_len)
                 for index, ids in enumerate(by_words, start=first_index)
             )
         encodings = self._tokenize(prompted, first_index)
-        if not truncate:
-            self._refuse_too_long(encodings, first_index)
+        if not truncate and limit is not None:
+            self._refuse_too_long(encodings, limit, first_index)
         if self._has_foreign_ids:
             for index, encoding in enumerate(encodings, start=first_index):
                 self._refuse_foreign_ids(np.array(encoding.ids, dtype=np.int32), index)
@@ -146,16 +203,24 @@ class TextProcessor:
             Sequence(
                 request_id,
                 index,
-                np.array(encoding.ids, dtype=np.int32),
+                self._cut(np.array(encoding.ids, dtype=np.int32), limit),
                 self._token_types(encoding) if self._has_token_types else None,
                 prompt_len,
             )
             for index, encoding in enumerate(encodings, start=first_index)
         )
 
-    def _encode_by_words(self, texts: AbstractSequence[str], truncate: bool) -> list[IntArray] | None:
+    def _cut(self, ids: IntArray, limit: int | None) -> IntArray:
+        """Down to a side's own length, where that is less than the tokenizer's."""
+        if limit is None or self._frame is None:
+            return ids
+        return self._frame.cut(ids, limit, self.truncates_left)
+
+    def _encode_by_words(
+        self, texts: AbstractSequence[str], truncate: bool, limit: int | None
+    ) -> list[IntArray] | None:
         """Tokens from the table of words; None where only the tokenizer itself will do."""
-        words, limit = self._words, self._max_len
+        words = self._words
         if words is None:
             return None
         try:
@@ -169,33 +234,36 @@ class TextProcessor:
         except TypeError:  # not Unicode: the other way says which text it is
             return None
 
-    def _tokenize(self, texts: AbstractSequence[str], first_index: int = 0) -> list[Encoding]:
+    def _tokenize(
+        self, texts: AbstractSequence[str], first_index: int = 0, is_framed: bool = True
+    ) -> list[Encoding]:
+        is_framed = is_framed and not self._is_static
         try:
             # `encode_batch_fast` alone frees the GIL; `encode` holds it (30 ms at 100,000 characters).
-            return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=not self._is_static)
+            return self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=is_framed)
         except TypeError:
             for index, text in enumerate(texts, start=first_index):
                 _refuse_invalid_unicode(text, index)
             raise
 
-    def _refuse_too_long(self, encodings: list[Encoding], first_index: int) -> None:
-        if self._max_len is None:
-            return
+    def _refuse_too_long(self, encodings: list[Encoding], limit: int, first_index: int) -> None:
         for index, encoding in enumerate(encodings, start=first_index):
             overflowing = encoding.overflowing
-            if overflowing:
+            if overflowing or len(encoding) > limit:
                 # What was cut off comes back in pieces, each with its own special tokens.
                 num_tokens = len(encoding) + sum(len(piece) - self._num_special for piece in overflowing)
-                raise _too_long(index, num_tokens, self._max_len)
+                raise _too_long(index, num_tokens, limit)
 
-    def _check_ids(self, ids: IntArray, truncate: bool, request_id: int, index: int) -> Sequence:
+    def _check_ids(
+        self, ids: IntArray, truncate: bool, limit: int | None, request_id: int, index: int
+    ) -> Sequence:
         if len(ids) == 0:
             raise InvalidInput(f"input[{index}] is an empty list of token ids.", param="input", index=index)
         self._refuse_foreign_ids(ids, index)
-        if self._max_len is not None and len(ids) > self._max_len:
+        if limit is not None and len(ids) > limit:
             if not truncate:
-                raise _too_long(index, len(ids), self._max_len)
-            ids = ids[-self._max_len :] if self._truncates_left else ids[: self._max_len]
+                raise _too_long(index, len(ids), limit)
+            ids = ids[-limit:] if self.truncates_left else ids[:limit]
         return Sequence(request_id, index, np.ascontiguousarray(ids, dtype=np.int32))
 
     def _refuse_foreign_ids(self, ids: IntArray, index: int) -> None:
@@ -209,9 +277,8 @@ class TextProcessor:
 
     def _probe_token_types(self) -> bool:
         """Whether a lone text ever has a token type other than 0, which the template alone decides."""
-        num_types = self.spec.config.get("type_vocab_size") or 0
         types = [i for e in self._tokenize(["a", ""]) for i in e.type_ids]
-        return 0 < max(types, default=0) < num_types
+        return 0 < max(types, default=0) < self.num_types
 
     def _measure_prompt(self, prompt: str) -> int:
         """Tokens of the prompt alone, without a closing special token.
@@ -255,8 +322,9 @@ def _configure(tokenizer: Tokenizer, spec: ModelSpec, config: dict[str, Any]) ->
     stored = tokenizer.truncation
     side = str(config.get("truncation_side") or (stored["direction"] if stored else "right"))
     tokenizer.no_padding()
-    if spec.max_model_len is not None:
-        tokenizer.enable_truncation(spec.max_model_len, stride=0, strategy="longest_first", direction=side)
+    limit = longest_side(spec)
+    if limit is not None:
+        tokenizer.enable_truncation(limit, stride=0, strategy="longest_first", direction=side)
     elif spec.kind != "static":  # a static model keeps what its tokenizer.json says
         tokenizer.no_truncation()
     _follow_bert_flags(tokenizer, config)
@@ -279,6 +347,14 @@ def _follow_bert_flags(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
         strip_accents=config.get("strip_accents"),
         lowercase=config.get("do_lower_case", True),
     )
+
+
+def _makes_types(config: dict[str, Any]) -> bool:
+    """Whether transformers' tokenizer of this configuration hands token types to the model."""
+    names = config.get("model_input_names")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return str(config.get("tokenizer_class") or "").removesuffix("Fast") in _CLASSES_WITH_TYPES
 
 
 def _put_lowercase_first(tokenizer: Tokenizer) -> None:

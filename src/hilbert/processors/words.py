@@ -108,12 +108,23 @@ class WordTable:
         Raises:
             TypeError: the text is not valid Unicode.
         """
-        words = text.replace("\n", " ").split(" ")
-        ids = list(map(self._table.get, words))
-        content = b"".join(self._learn(words, ids) if None in ids else ids)  # type: ignore[arg-type]  # no None
+        content = self._content(text)
         if max_len is not None:
             content = content[: max_len * _BYTES_PER_ID - len(self._prefix) - len(self._suffix)]
         return np.frombuffer(self._prefix + content + self._suffix, dtype=np.int32)
+
+    def content(self, text: str) -> IntArray:
+        """The tokens of a text alone, ``[n]`` int32, read-only.
+
+        Raises:
+            TypeError: the text is not valid Unicode.
+        """
+        return np.frombuffer(self._content(text), dtype=np.int32)
+
+    def _content(self, text: str) -> bytes:
+        words = text.replace("\n", " ").split(" ")
+        ids = list(map(self._table.get, words))
+        return b"".join(self._learn(words, ids) if None in ids else ids)  # type: ignore[arg-type]  # no None
 
     def _learn(self, words: list[str], ids: list[bytes | None]) -> list[bytes]:
         """Fill in the tokens that are missing; those of words that may be seen again are remembered."""

@@ -1,0 +1,112 @@
+"""What a dialect asks of a model beside dense vectors, and what it gets back; in the words of no dialect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from hilbert.core.request import FloatArray, SparseVector, Timing
+
+IndexArray = npt.NDArray[np.int64]
+
+
+class Scale(StrEnum):
+    """What happens to a reranker's logit. Similarities are never scaled."""
+
+    SIGMOID = "sigmoid"
+    RAW = "raw"
+    MODEL = "model"
+    """What the model's own config says: the default of sentence-transformers' CrossEncoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeResult:
+    """Everything that one pass returned for the inputs, in their order. What was not asked for is None.
+
+    Attributes:
+        dense: ``[N, E]`` float32, cut and normalised as the request says.
+        sparse: N vectors over the vocabulary.
+        multivector: N arrays ``[n, E]`` float32: one row for each token that counts, finished likewise.
+        num_tokens: tokens that the model saw.
+    """
+
+    dense: FloatArray | None
+    sparse: tuple[SparseVector, ...] | None
+    multivector: tuple[FloatArray, ...] | None
+    num_tokens: int
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """One call that orders documents by their relevance to a query.
+
+    Attributes:
+        documents: at least one.
+        top_n: return only so many of the best; None for all.
+        scale: what is done to the logits of a cross-encoder.
+        truncate: cut what is too long for the model; when false that is an error.
+        timeout_seconds: give up after this time; None takes the server's limit.
+    """
+
+    query: str
+    documents: tuple[str, ...]
+    top_n: int | None = None
+    scale: Scale = Scale.SIGMOID
+    truncate: bool = True
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RerankResult:
+    """Documents from the most to the least relevant; ties keep their order.
+
+    Attributes:
+        indices: ``[top_n]``: the places of the documents in the request.
+        scores: ``[top_n]`` float32, descending.
+        num_tokens: tokens that the model saw.
+        warning: what the caller should know (the query was cut), or ``""``.
+    """
+
+    indices: IndexArray
+    scores: FloatArray
+    num_tokens: int
+    timing: Timing
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyRequest:
+    """One call that puts texts into classes.
+
+    Attributes:
+        inputs: at least one text.
+        raw_scores: return the logits as they are.
+        truncate, timeout_seconds: as in `RerankRequest`.
+    """
+
+    inputs: tuple[str, ...]
+    raw_scores: bool = False
+    truncate: bool = True
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyResult:
+    """The scores of all classes, best first.
+
+    Attributes:
+        labels: names of the classes in the order of the model.
+        order: ``[N, L]``: row i lists the classes of input i from the best to the worst.
+        scores: ``[N, L]`` float32 in that order.
+        num_tokens: tokens that the model saw.
+    """
+
+    labels: tuple[str, ...]
+    order: IndexArray
+    scores: FloatArray
+    num_tokens: int
+    timing: Timing

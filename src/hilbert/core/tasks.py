@@ -1,0 +1,41 @@
+"""What a model can be served for, as its spec says."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hilbert.core.spec import ClassifierModule, ModelSpec, SpladeModule, Task, TokenWeightsModule
+from hilbert.errors import UnsupportedTask
+
+
+def tasks_of(spec: ModelSpec) -> tuple[Task, ...]:
+    """Everything that this model can be asked for, its usual task first."""
+    classifier = next((m for m in spec.modules if isinstance(m, ClassifierModule)), None)
+    if classifier is not None:
+        tasks = [Task.RERANK, Task.CLASSIFY] if classifier.num_labels == 1 else [Task.CLASSIFY]
+    elif any(isinstance(m, SpladeModule) for m in spec.modules):
+        tasks = [Task.SPARSE_EMBED, Task.RERANK]
+    elif spec.multivector is not None:
+        tasks = [Task.MULTI_EMBED, Task.RERANK]
+    elif spec.kind == "other" and spec.task is not Task.EMBED:
+        tasks = [spec.task]  # what more it can do, only sentence-transformers knows
+    else:
+        tasks = [Task.EMBED, Task.RERANK]
+        if spec.kind == "transformer":
+            tasks.append(Task.MULTI_EMBED)
+        if any(isinstance(m, TokenWeightsModule) for m in spec.modules):
+            tasks.append(Task.SPARSE_EMBED)
+    return tuple(tasks)
+
+
+def with_task(spec: ModelSpec, task: Task) -> ModelSpec:
+    """The same model, served for another task by default.
+
+    Raises:
+        UnsupportedTask: it cannot be; the message says what it can.
+    """
+    tasks = tasks_of(spec)
+    if task not in tasks:
+        known = ", ".join(tasks)
+        raise UnsupportedTask(f"{spec.model_id} cannot be served for --task {task}; it can for: {known}.")
+    return spec if task is spec.task else msgspec.structs.replace(spec, task=task)

@@ -1,0 +1,40 @@
+"""Errors about an input, in the words of the call that it came with.
+
+Processors speak of ``input[i]``; in a call that has a query and documents it is ``documents[i]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hilbert.errors import ClientError, ServingError
+
+
+@contextmanager
+def called(field: str, *, is_list: bool = True, shift: int = 0) -> Iterator[None]:
+    """Rename what is raised inside.
+
+    Args:
+        field: the field's name in the caller's request.
+        is_list: whether it holds several inputs, so that errors name one by its place.
+        shift: added to the places.
+    """
+    try:
+        yield
+    except ClientError as error:
+        raise renamed(error, field, is_list=is_list, shift=shift) from error
+
+
+def renamed(error: ServingError, field: str, *, is_list: bool = True, shift: int = 0) -> ServingError:
+    """The same error about ``field[i]``, or ``field`` alone; errors about anything else are untouched."""
+    if error.param != "input" or error.index is None:
+        return error
+    index = error.index + shift
+    place = f"{field}[{index}]" if is_list else field
+    return type(error)(
+        error.message.replace(f"input[{error.index}]", place, 1),
+        param=field,
+        index=index if is_list else None,
+        retry_after_seconds=error.retry_after_seconds,
+    )

@@ -1,0 +1,59 @@
+"""Queries and documents of late-interaction models: their lengths, the filling, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AbstractSequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hilbert.core import EmbedRequest, ModelSpec, MultivectorSpec
+from hilbert.core.request import IntArray
+from hilbert.errors import UnsupportedTask
+
+
+def is_query(request: EmbedRequest) -> bool:
+    """Whether the inputs are queries. Late interaction takes everything else for documents."""
+    if request.input_type is None:
+        return request.prompt_name == "query"
+    return request.input_type == "query"
+
+
+def longest_side(spec: ModelSpec) -> int | None:
+    """Tokens that any input of this model may have; None for any number.
+
+    A side's own length wins over the model's, in both directions, as in sentence-transformers.
+    """
+    if spec.multivector is None or spec.max_model_len is None:
+        return spec.max_model_len
+    return max(spec.max_model_len, spec.multivector.query_len, spec.multivector.document_len)
+
+
+def side_limit(spec: ModelSpec, sides: MultivectorSpec, request: EmbedRequest) -> int | None:
+    """Tokens that an input of this request may have; None for any number."""
+    return (sides.query_len if is_query(request) else sides.document_len) or spec.max_model_len
+
+
+def fill(ids: IntArray, sides: MultivectorSpec) -> IntArray:
+    """A query of `query_len` tokens: the missing ones are expansion tokens. Without expansion, as it is.
+
+    Raises:
+        UnsupportedTask: the model's other tokens must not see the filling.
+    """
+    if sides.expansion_id is None:
+        return ids
+    if not sides.attends_to_expansion:
+        raise UnsupportedTask(
+            "this model's queries are filled with tokens that the query itself must not attend to, which no "
+            "runtime here computes yet; its documents are served",
+            param="input_type",
+        )
+    missing = sides.query_len - len(ids)
+    if missing <= 0:
+        return ids
+    return np.concatenate([ids, np.full(missing, sides.expansion_id, dtype=np.int32)])
+
+
+def kept_rows(ids: IntArray, skip_ids: AbstractSequence[int]) -> npt.NDArray[np.bool_]:
+    """``[n]``: which token vectors of a document count."""
+    return ~np.isin(ids, skip_ids)
