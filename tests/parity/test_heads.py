@@ -230,3 +230,31 @@ def test_a_dense_model_returns_its_token_vectors(tmp_path: Path) -> None:
     for text, ours in zip(texts(7), output.multivector, strict=True):
         theirs = model.encode(text, output_value="token_embeddings", show_progress_bar=False).numpy()
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(1.0, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("attend", [True, False])
+@pytest.mark.parametrize(
+    ("family", "engine"), [("bert", "torch"), ("bert", "openvino"), ("modernbert", "torch")]
+)
+def test_queries_equal_multi_vector_encoder(family: str, engine: str, attend: bool, tmp_path: Path) -> None:
+    """Queries are filled up to 24 tokens; the query sees the filling only where the model says so."""
+    from sentence_transformers import MultiVectorEncoder
+
+    # A window that reaches over the whole query, as real ones do: with a smaller one some filling would
+    # see nothing at all, and what that means is an accident of the implementation.
+    window = {"local_attention": 64} if family == "modernbert" else {}
+    folder = tiny_model(family, tmp_path / "model", head="colbert", attend=attend, **window)
+    model = MultiVectorEncoder(str(folder), device="cpu")
+    inputs = ["a short one", *texts(8)]
+    expected = model.encode_query(inputs, batch_size=1, show_progress_bar=False)
+    spec = resolve(str(folder))
+    assert spec.multivector is not None and spec.multivector.expansion_id is not None
+    features = []
+    for text in inputs:
+        ids = model.tokenizer(text, truncation=True, max_length=24)["input_ids"]
+        features.append({"input_ids": ids + [spec.multivector.expansion_id] * (24 - len(ids))})
+    _, output = run(spec, as_sequences(features), engine, tmp_path / "cache")
+    assert output.multivector is not None
+    for vectors, theirs in zip(output.multivector, expected, strict=True):
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        np.testing.assert_allclose(unit, np.asarray(theirs), atol=1e-5)

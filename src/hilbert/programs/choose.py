@@ -74,6 +74,15 @@ def trailing_id(spec: ModelSpec) -> int | None:
     return padding if isinstance(padding, int) else None
 
 
+def unseen_id(spec: ModelSpec) -> int | None:
+    """Token id that fills queries at their end and is seen by no other token; None where there is none.
+
+    Source: ColBERT's query expansion without attention to the expansion, sentence-transformers' default.
+    """
+    sides = spec.multivector
+    return None if sides is None or sides.attends_to_expansion else sides.expansion_id
+
+
 def token_dimensions(spec: ModelSpec) -> int:
     """Width of a model's token vectors; 0 where it has none."""
     for module in spec.modules:

@@ -17,7 +17,7 @@ import numpy as np
 
 from hilbert.core import ModelSpec
 from hilbert.errors import ModelError, UnsupportedArchitecture
-from hilbert.programs.choose import PROGRAM_VERSION, token_dimensions, trailing_id
+from hilbert.programs.choose import PROGRAM_VERSION, token_dimensions, trailing_id, unseen_id
 
 GRAPH = "model.xml"
 
@@ -105,6 +105,7 @@ def export(order: ExportOrder) -> dict[str, Any]:
         "token_dimensions": token_dimensions(spec),
         "special_ids": spec.special_ids,
         "trailing_id": trailing_id(spec),
+        "unseen_id": unseen_id(spec),
         "num_parameters": built.num_parameters,
         "program_version": PROGRAM_VERSION,
         "openvino": ov.__version__,

@@ -66,7 +66,8 @@ class GroupedLayout:
 
     Args:
         slots: per group ``[B_g, S_g]`` int: the packed row that each slot reads.
-        lengths: per group ``[B_g]`` int: real tokens of each sequence.
+        lengths: per group ``[B_g]`` int: leading tokens of each sequence that the others see: all real
+            ones, but for the filling of a late-interaction query.
         unpad: ``[T]`` int: where each packed row lies among the concatenated slots of all groups.
         skips: per group ``[B_g]`` int: leading rows kept out of the pool, or None for none.
     """
@@ -149,12 +150,13 @@ class GroupedLayout:
                 place = torch.arange(slots.shape[1], device=slots.device)
                 mask = (place < lengths.unsqueeze(1)).unsqueeze(1).unsqueeze(1)
                 ahead = place.unsqueeze(0) - place.unsqueeze(1)  # [query, key]: how far the key lies ahead
-                # A pad slot must see something, or its softmax is NaN: with a window or causality it
-                # sees at least itself, which is a copy of the last token.
                 if causal:
-                    mask = (mask & (ahead <= 0)) | (ahead == 0)
+                    mask = mask & (ahead <= 0)
                 if window is not None:
-                    mask = (mask & (ahead.abs() < window)) | (ahead == 0)
+                    # A slot so far behind the last visible token that its window holds none sees itself:
+                    # the softmax of nothing is NaN.
+                    is_beyond = (place >= lengths.unsqueeze(1) + (window - 1)).unsqueeze(1).unsqueeze(-1)
+                    mask = (mask & (ahead.abs() < window)) | (is_beyond & (ahead == 0))
                 masks.append(mask)
             self._masks[causal, window] = masks
         return self._masks[causal, window]

@@ -68,6 +68,7 @@ class Program(msgspec.Struct, frozen=True):
     token_dimensions: int = 0
     special_ids: tuple[int, ...] = ()
     trailing_id: int | None = None
+    unseen_id: int | None = None
 
 
 def load_openvino(spec: ModelSpec, settings: RuntimeSettings) -> OpenVinoRuntime:
@@ -253,8 +254,9 @@ class OpenVinoRuntime:
         """One packed batch, or one per length group for a padded graph."""
         sequences = without_trailing(batch.sequences, self._program.trailing_id)
         if self._padded:
-            return _Prepared(batch.outputs, pack_groups(sequences))
-        return _Prepared(batch.outputs, [pack(sequences, self._program.num_groups)])
+            return _Prepared(batch.outputs, pack_groups(sequences, self._program.unseen_id))
+        part = pack(sequences, self._program.num_groups, self._program.unseen_id)
+        return _Prepared(batch.outputs, [part])
 
     def run(self, prepared: _Prepared) -> BatchOutput:
         """See `Runtime.run`.

@@ -37,6 +37,7 @@ class PackedBatch:
         position_ids: ``[T]`` int32, counted from 0 within each sequence.
         token_type_ids: ``[T]`` int32.
         lengths: ``[B]`` int32 in packed order.
+        group_lengths: per group ``[B_g]`` int32: tokens that the others of their sequence see.
         skips: ``[B]`` int32 in packed order: leading rows kept out of the pool.
         slots: per group ``[B_g, S_g]`` int32 (see `programs.layout.GroupedLayout`).
         unpad: ``[T]`` int32.
@@ -95,12 +96,13 @@ def group_borders(lengths: IntArray, max_groups: int) -> list[int]:
     return sorted(borders)
 
 
-def pack(sequences: tuple[Sequence, ...], num_groups: int) -> PackedBatch:
+def pack(sequences: tuple[Sequence, ...], num_groups: int, unseen_id: int | None = None) -> PackedBatch:
     """Lay sequences side by side and plan their groups.
 
     Args:
         sequences: at least one, none empty.
         num_groups: how many groups the program expects; unused ones become dummies of one slot.
+        unseen_id: tokens of this id at the end of a sequence are seen by no other token.
     """
     raw_lengths = np.fromiter((len(s.input_ids) for s in sequences), np.int32, len(sequences))
     order = np.argsort(raw_lengths, kind="stable")
@@ -130,7 +132,7 @@ def pack(sequences: tuple[Sequence, ...], num_groups: int) -> PackedBatch:
         width = int(_round_up(int(group[-1]), LENGTH_MULTIPLE))
         place = np.arange(width, dtype=np.int32)
         slots.append(starts[first:end, None] + np.minimum(place, group[:, None] - 1))
-        group_lengths.append(group)
+        group_lengths.append(group if unseen_id is None else _visible(ordered[first:end], unseen_id))
         group_skips.append(skips[first:end])
         group_tokens = int(group.sum())
         rows = base + width * np.arange(len(group), dtype=np.int32) - starts[first:end]
@@ -174,6 +176,12 @@ def without_trailing(sequences: tuple[Sequence, ...], token_id: int | None) -> t
     return tuple(cut)
 
 
+def _visible(sequences: list[Sequence], unseen_id: int) -> IntArray:
+    """Tokens of each sequence before the run of `unseen_id` at its end; at least one."""
+    stripped = without_trailing(tuple(sequences), unseen_id)
+    return np.array([s.num_tokens for s in stripped], np.int32)
+
+
 def length_groups(sequences: tuple[Sequence, ...]) -> list[IndexArray]:
     """Places of the sequences of each length group, groups from short to long; for padded programs."""
     lengths = np.fromiter((len(s.input_ids) for s in sequences), np.int32, len(sequences))
@@ -181,11 +189,11 @@ def length_groups(sequences: tuple[Sequence, ...]) -> list[IndexArray]:
     return np.split(order, group_borders(lengths[order], NUM_GROUPS)[:-1])
 
 
-def pack_groups(sequences: tuple[Sequence, ...]) -> list[PackedBatch]:
+def pack_groups(sequences: tuple[Sequence, ...], unseen_id: int | None = None) -> list[PackedBatch]:
     """One packed batch of one group for each length group: what a padded program is run on in turn."""
     parts = []
     for members in length_groups(sequences):
-        part = pack(tuple(sequences[i] for i in members.tolist()), 1)
+        part = pack(tuple(sequences[i] for i in members.tolist()), 1, unseen_id)
         parts.append(replace(part, order=members[part.order]))
     return parts
 

@@ -17,7 +17,7 @@ from hilbert.config.machine import available_threads
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType
 from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture, WorkerLost
 from hilbert.programs.build import Built, build
-from hilbert.programs.choose import token_dimensions, trailing_id
+from hilbert.programs.choose import token_dimensions, trailing_id, unseen_id
 from hilbert.programs.layout import VarlenLayout
 from hilbert.programs.program import PackedProgram
 from hilbert.runtimes.base import (
@@ -125,9 +125,11 @@ class TorchRuntime:
             self._device.type == "cuda"
             and dtype in (torch.bfloat16, torch.float16)
             and isinstance(built.graph.program, PackedProgram)
+            and unseen_id(spec) is None  # the kernel shows every token of a sequence to all of it
         )
         self._special_ids = spec.special_ids
         self._trailing_id = trailing_id(spec)
+        self._unseen_id = unseen_id(spec)
         self._pin = self._device.type == "cuda"
         on_gpu = self._device.type != "cpu"
         self.info = RuntimeInfo(
@@ -147,7 +149,11 @@ class TorchRuntime:
         """Host tensors, in page-locked memory for a GPU."""
         groups = 1 if self._varlen else self._graph.num_groups
         sequences = without_trailing(batch.sequences, self._trailing_id)
-        parts = pack_groups(sequences) if self._padded else [pack(sequences, groups)]
+        parts = (
+            pack_groups(sequences, self._unseen_id)
+            if self._padded
+            else [pack(sequences, groups, self._unseen_id)]
+        )
         return _Prepared(batch.outputs, [self._feed(part) for part in parts])
 
     def run(self, prepared: _Prepared) -> BatchOutput:

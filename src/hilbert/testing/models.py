@@ -403,6 +403,7 @@ def tiny_model(
     layout: str = "sentence-transformers",
     weights: str = "safetensors",
     head: str = "",
+    attend: bool = True,
     **config_overrides: Any,
 ) -> Path:
     """Write a tiny random model of a family and return its folder.
@@ -430,6 +431,7 @@ def tiny_model(
         head: ``""`` for dense vectors; ``"classifier"`` (with `num_labels`) for rerankers and classifiers,
             without modules.json; ``"splade"``; ``"colbert"``: a projection to 24 numbers; ``"m3"``: bge-m3's
             two linear layers beside the dense vector.
+        attend: whether a late-interaction query attends to its filling.
         config_overrides: values of config.json.
     Raises:
         KeyError: the family is unknown.
@@ -453,7 +455,7 @@ def tiny_model(
     if layout == "plain" or head == "classifier":
         return folder
     if head in ("splade", "colbert"):
-        return _late_layout(folder, head, size, seed, settings)
+        return _late_layout(folder, head, size, seed, settings, attend)
     if head == "m3":
         _save_m3_heads(folder, size, seed)
 
@@ -480,7 +482,9 @@ def tiny_model(
     return folder
 
 
-def _late_layout(folder: Path, head: str, size: int, seed: int, settings: Mapping[str, Any]) -> Path:
+def _late_layout(
+    folder: Path, head: str, size: int, seed: int, settings: Mapping[str, Any], attend: bool
+) -> Path:
     """modules.json of a SparseEncoder or a MultiVectorEncoder, as sentence-transformers 6 writes them."""
     import string
 
@@ -501,7 +505,7 @@ def _late_layout(folder: Path, head: str, size: int, seed: int, settings: Mappin
         )
     else:
         names = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
-        transformer |= {"query_expansion": {"strategy": "fixed", "attend": True, "length": 24}}
+        transformer |= {"query_expansion": {"strategy": "fixed", "attend": attend, "length": 24}}
         modules = [
             ("1_Dense", "sentence_transformers.base.modules.dense.Dense"),
             ("2_MultiVectorMask", "sentence_transformers.multi_vector_encoder.modules.MultiVectorMask"),
