@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from hilbert.core import EmbedRequest, ModelSpec, MultivectorSpec
 from hilbert.core.request import IntArray
-from hilbert.errors import UnsupportedTask
 
 
 def is_query(request: EmbedRequest) -> bool:
@@ -35,19 +34,9 @@ def side_limit(spec: ModelSpec, sides: MultivectorSpec, request: EmbedRequest) -
 
 
 def fill(ids: IntArray, sides: MultivectorSpec) -> IntArray:
-    """A query of `query_len` tokens: the missing ones are expansion tokens. Without expansion, as it is.
-
-    Raises:
-        UnsupportedTask: the model's other tokens must not see the filling.
-    """
+    """A query of `query_len` tokens: the missing ones are expansion tokens. Without expansion, as it is."""
     if sides.expansion_id is None:
         return ids
-    if not sides.attends_to_expansion:
-        raise UnsupportedTask(
-            "this model's queries are filled with tokens that the query itself must not attend to, which no "
-            "runtime here computes yet; its documents are served",
-            param="input_type",
-        )
     missing = sides.query_len - len(ids)
     if missing <= 0:
         return ids
