@@ -8,13 +8,13 @@ import json
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
+from wire_house import PATIENT, SERVING_ERRORS, one, read
 from worker_house import spec
 
 from hilbert import errors
-from hilbert.core import Output, OutputType, Request, Sequence
+from hilbert.core import OutputType, Request, Sequence
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
 from hilbert.worker import frames
 from hilbert.worker.frames import (
@@ -31,15 +31,6 @@ from hilbert.worker.frames import (
     WorkerStats,
 )
 
-SERVING_ERRORS = [
-    value
-    for value in vars(errors).values()
-    if isinstance(value, type) and issubclass(value, errors.ServingError)
-]
-
-# Other work on the machine must not fail a test that is about bytes.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
-
 int32 = st.integers(-(2**31), 2**31 - 1)
 
 
@@ -55,38 +46,6 @@ def requests(draw):
     outputs = draw(st.sets(st.sampled_from(list(OutputType)), min_size=1))
     deadline = draw(st.none() | st.floats(-10, 1e6))
     return Request(5, tuple(sequences), frozenset(outputs), deadline)
-
-
-@st.composite
-def serving_errors(draw):
-    kind = draw(st.sampled_from(SERVING_ERRORS))
-    return kind(
-        draw(st.text()),
-        param=draw(st.none() | st.text()),
-        index=draw(st.none() | st.integers(0, 2048)),
-        retry_after_seconds=draw(st.none() | st.floats(0, 100)),
-    )
-
-
-def read(data: bytes, cuts: list[int] = (), reader: FrameReader | None = None):
-    """Feed bytes in pieces of the given sizes, over and over."""
-    reader = reader or FrameReader()
-    received = []
-    position = turn = 0
-    while position < len(data):
-        buffer = reader.get_buffer()
-        assert len(buffer) > 0
-        size = min(cuts[turn % len(cuts)] if cuts else len(data), len(buffer), len(data) - position)
-        buffer[:size] = data[position : position + size]
-        received += reader.received(size)
-        position += size
-        turn += 1
-    return received
-
-
-def one(buffers, cuts=()):
-    (frame,) = read(b"".join(buffers), cuts)
-    return frame
 
 
 def same_array(left, right):
@@ -112,57 +71,6 @@ def test_requests(request, cuts):
         # All zero means the same as none.
         types = sent.token_type_ids
         assert same_array(got.token_type_ids, None if types is None or not types.any() else types)
-
-
-@PATIENT
-@given(
-    st.data(),
-    st.none() | npst.arrays(np.float32, st.tuples(st.integers(0, 5), st.integers(0, 9))),
-    st.lists(serving_errors(), max_size=3),
-)
-def test_answers(data, rows, failures):
-    num = 5 if rows is None else len(rows)
-    indexes = st.integers(0, max(0, num - 1))
-    errors_by_index = {data.draw(indexes): failure for failure in failures} if num else {}
-    frame = one(
-        frames.encode_result(
-            Output(9, rows, errors=errors_by_index, queue_seconds=0.25, inference_seconds=0.5)
-        ),
-        [7],
-    )
-    back = frames.decode_result(frame.meta, frame.body, 4, num)
-    assert (back.request_id, back.queue_seconds, back.inference_seconds) == (4, 0.25, 0.5)
-    if rows is None:
-        assert back.dense is None
-    else:
-        assert back.dense.shape == rows.shape
-        assert back.dense.tobytes() == rows.tobytes()  # NaN and -0.0 included
-        assert back.dense.flags.writeable and back.dense.flags.aligned
-    assert back.errors.keys() == errors_by_index.keys()
-    for index, error in errors_by_index.items():
-        got = back.errors[index]
-        assert type(got) is type(error)
-        assert (got.message, got.param, got.index, got.retry_after_seconds) == (
-            error.message,
-            error.param,
-            error.index,
-            error.retry_after_seconds,
-        )
-
-
-def test_rows_of_any_layout_arrive():
-    rows = np.arange(24, dtype=np.float64).reshape(4, 6)[::2, ::3]
-    frame = one(frames.encode_result(Output(1, rows)))
-    np.testing.assert_array_equal(frames.decode_result(frame.meta, frame.body, 1, 2).dense, rows)
-
-
-def test_one_error_for_a_whole_request_travels_once():
-    error = errors.Overloaded("the queue is full " * 20)
-    frame = frames.encode_result(Output(1, errors=dict.fromkeys(range(2048), error)))
-    assert sum(map(len, frame)) < 8000
-    meta = one(frame).meta
-    back = frames.decode_result(meta, b"", 1, 2048).errors
-    assert len(back) == 2048 and len(set(map(id, back.values()))) == 1
 
 
 @pytest.mark.parametrize("kind", SERVING_ERRORS)
@@ -247,13 +155,6 @@ class TestBroken:
         with pytest.raises(FrameError, match="fewer inputs"):
             frames.encode(Kind.SUBMIT, Submit(1, 1, 1, 1, False, False, None), [Huge()])
 
-    def test_an_answer_that_is_too_large_becomes_an_error(self, monkeypatch):
-        monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 1000)
-        rows = np.ones((3, 1000), np.float32)
-        frame = one(frames.encode_result(Output(1, rows)))
-        back = frames.decode_result(frame.meta, frame.body, 1, 3)
-        assert back.dense is None and sorted(back.errors) == [0, 1, 2]
-
     def test_unknown_kind(self):
         with pytest.raises(FrameError, match="kind 200"):
             read(HEADER.pack(0, 0, 200))
@@ -267,10 +168,6 @@ class TestBroken:
         meta = Submit(1, 1, 1, 1, False, False, None)
         with pytest.raises(FrameError, match="tokens"):
             frames.decode_submit(meta, np.array([5, 1, 2], np.int32).tobytes(), 0.0)
-
-    def test_rows_that_do_not_fit(self):
-        with pytest.raises(FrameError, match="rows"):
-            frames.decode_result(Result(1, 8, 0.0, 0.0, None), bytearray(31), 1, 1)
 
     def test_ids_of_the_wrong_type(self):
         request = Request(1, (Sequence(1, 0, np.array([1, 2])),))  # int64

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hilbert.engine.base import EngineHandle, Health, raise_if_failed
+from hilbert.engine.base import EngineHandle, Health, has_rows, raise_if_failed
 from hilbert.engine.device import Device
 from hilbert.engine.engine import Engine
 from hilbert.engine.stats import BatchStats
@@ -10,7 +10,16 @@ from hilbert.engine.stats import BatchStats
 if TYPE_CHECKING:
     from hilbert.engine.local import LocalEngine
 
-__all__ = ["BatchStats", "Device", "Engine", "EngineHandle", "Health", "LocalEngine", "raise_if_failed"]
+__all__ = [
+    "BatchStats",
+    "Device",
+    "Engine",
+    "EngineHandle",
+    "Health",
+    "LocalEngine",
+    "has_rows",
+    "raise_if_failed",
+]
 
 
 def __getattr__(name: str) -> Any:

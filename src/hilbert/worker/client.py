@@ -9,6 +9,7 @@ from hilbert.core import ModelSpec, Output, Request
 from hilbert.engine import Health, raise_if_failed
 from hilbert.errors import EngineError
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
+from hilbert.worker.answers import Parts
 from hilbert.worker.frames import EngineLimits
 
 
@@ -18,9 +19,10 @@ class Pending:
     Attributes:
         id: its id on the wire.
         give_up_at: when to stop hoping for a new worker (`time.monotonic`); None while all is well.
+        parts: what has arrived of a large answer; None while nothing has.
     """
 
-    __slots__ = ("future", "give_up_at", "id", "model", "request")
+    __slots__ = ("future", "give_up_at", "id", "model", "parts", "request")
 
     def __init__(
         self, id: int, model: WorkerEngine, request: Request, future: asyncio.Future[Output]
@@ -30,6 +32,7 @@ class Pending:
         self.request = request
         self.future = future
         self.give_up_at: float | None = None
+        self.parts: Parts | None = None
 
 
 class Post(Protocol):

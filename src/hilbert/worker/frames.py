@@ -23,12 +23,12 @@ import msgspec
 import numpy as np
 
 from hilbert import errors
-from hilbert.core import ModelSpec, Output, OutputType, Request, Sequence
+from hilbert.core import ModelSpec, OutputType, Request, Sequence
 from hilbert.engine.stats import BatchStats
 from hilbert.errors import EngineError, ServingError
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
 
-# A request of 2048 texts with 8192 tokens each is 64 MiB; 16,384 rows of 4096 numbers are 256 MiB.
+# A request of 2048 texts with 8192 tokens each is 64 MiB; so are 32,768 token vectors of 512 numbers.
 MAX_FRAME_BYTES = 256 << 20
 HEADER = struct.Struct("<IIBxxx")
 # What one recv takes at most; a unix stream socket holds about 200 KiB.
@@ -131,16 +131,30 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An answer. The body is ``[rows, columns]`` float32, `columns` is -1 where there are no rows.
+    """An answer, or a part of a large one; `answers` says what the body holds.
 
-    `errors` lists each error once, with the sequences that it concerns.
+    Attributes:
+        request: the id on the wire.
+        dimensions: width of the dense rows; -1 where there are none.
+        queue_seconds: see `Output`.
+        inference_seconds: see `Output`.
+        errors: each error once, with the sequences that it concerns.
+        num_labels: width of the logits; -1 where there are none.
+        token_dimensions: width of the token vectors; -1 where there are none.
+        has_sparse: whether there are sparse vectors.
+        num_part_sequences: how many sequences this frame is about when more frames follow; 0 in the
+            last one, which nearly always is the only one.
     """
 
     request: int
-    columns: int
+    dimensions: int
     queue_seconds: float
     inference_seconds: float
     errors: list[tuple[WireError, list[int]]] | None
+    num_labels: int = -1
+    token_dimensions: int = -1
+    has_sparse: bool = False
+    num_part_sequences: int = 0
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -432,63 +446,6 @@ def decode_submit(meta: Submit, body: Buffer, now: float) -> Request:
     )
 
 
-def encode_result(output: Output) -> list[Buffer]:
-    """An answer as a frame. One that exceeds the frame limit becomes an error."""
-    rows = output.dense
-    body: list[Buffer] = []
-    columns = -1
-    if rows is not None:
-        columns = rows.shape[1]
-        body = [np.ascontiguousarray(rows, np.float32).data.cast("B")] if rows.size else []
-    meta = Result(
-        output.request_id,
-        columns,
-        output.queue_seconds,
-        output.inference_seconds,
-        _group_errors(output.errors) if output.errors else None,
-    )
-    try:
-        return encode(Kind.RESULT, meta, body)
-    except FrameError as error:
-        indexes = list(range(0 if rows is None else len(rows)))
-        return encode(
-            Kind.RESULT,
-            Result(output.request_id, -1, 0.0, 0.0, [(encode_error(error), indexes)]),
-        )
-
-
-def decode_result(meta: Result, body: bytearray | memoryview, request_id: int, num_sequences: int) -> Output:
-    """The answer of a frame.
-
-    Args:
-        meta: the frame's metadata.
-        body: the frame's body; the rows are a writable view of it.
-        request_id: the caller's id of the request.
-        num_sequences: how many it had.
-
-    Raises:
-        FrameError: the rows do not fit the body.
-    """
-    rows = None
-    if meta.columns >= 0:
-        if len(body) != 4 * num_sequences * meta.columns:
-            raise FrameError(
-                f"an answer of {len(body)} bytes cannot hold {num_sequences} rows of {meta.columns} numbers"
-            )
-        rows = np.frombuffer(body, np.float32).reshape(num_sequences, meta.columns)
-    failures: dict[int, ServingError] = {}
-    for wire_error, indexes in meta.errors or ():
-        failure = decode_error(wire_error)
-        failures.update(dict.fromkeys(indexes, failure))
-    return Output(
-        request_id,
-        rows,
-        errors=failures,
-        queue_seconds=meta.queue_seconds,
-        inference_seconds=meta.inference_seconds,
-    )
-
-
 def encode_load(
     model: int, key: str, spec: ModelSpec, settings: RuntimeSettings, limits: EngineLimits
 ) -> list[Buffer]:
@@ -519,17 +476,6 @@ def decode_error(wire: WireError) -> ServingError:
     return known(
         wire.message, param=wire.param, index=wire.index, retry_after_seconds=wire.retry_after_seconds
     )
-
-
-def _group_errors(failures: dict[int, ServingError]) -> list[tuple[WireError, list[int]]]:
-    # A request-wide failure is one object under every index: send it once.
-    groups: dict[int, tuple[WireError, list[int]]] = {}
-    for index, failure in failures.items():
-        group = groups.get(id(failure))
-        if group is None:
-            group = groups[id(failure)] = (encode_error(failure), [])
-        group[1].append(index)
-    return list(groups.values())
 
 
 _ERRORS: dict[str, type[ServingError]] = {

@@ -28,10 +28,11 @@ from typing import Any
 
 import hilbert
 from hilbert.core import Batch, BatchOutput, ModelSpec, Output, Request
-from hilbert.engine import BatchStats, Device, Engine
+from hilbert.engine import BatchStats, Device, Engine, has_rows
 from hilbert.errors import EngineError, ServingError, WorkerLost
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 from hilbert.scheduler import Scheduler
+from hilbert.worker.answers import encode_result
 from hilbert.worker.frames import (
     BatchReport,
     Buffer,
@@ -53,7 +54,6 @@ from hilbert.worker.frames import (
     decode_submit,
     encode,
     encode_error,
-    encode_result,
     memoryview_bytes,
 )
 from hilbert.worker.journal import NO_LANE, NUM_LANES, Journal
@@ -282,23 +282,32 @@ class Worker:
 
     def _refuse(self, request: Request, error: ServingError) -> None:
         errors = dict.fromkeys(range(len(request.sequences)), error)
-        self._channel.send(encode_result(Output(request.id, errors=errors)))
+        self._send_all(encode_result(Output(request.id, errors=errors)))
 
     def _deliver(self, output: Output) -> None:
         """Take an answer, from an engine's thread.
 
         Answers with rows come in one go per batch, and `on_batch` follows on the same thread: they are
-        kept until then and leave in one system call. Others are failures of whole requests.
+        kept until then and leave in one system call, except those that are too large for one frame.
+        Others are failures of whole requests.
         """
         with _fatal():
             self._deliver_or_raise(output)
 
     def _deliver_or_raise(self, output: Output) -> None:
-        if output.dense is not None:
-            self._kept().extend(encode_result(output))
+        if has_rows(output):
+            frames = encode_result(output)
+            if len(frames) == 1:
+                self._kept().extend(frames[0])
+            else:
+                self._send_all(frames)
         elif not any(isinstance(error, WorkerLost) for error in output.errors.values()):
-            self._channel.send(encode_result(output))
+            self._send_all(encode_result(output))
         # A lost device is no answer: the front sends the request to the next worker.
+
+    def _send_all(self, frames: list[list[Buffer]]) -> None:
+        for frame in frames:
+            self._channel.send(frame)
 
     def _report_batch(self, model: int, stats: BatchStats) -> None:
         with _fatal():

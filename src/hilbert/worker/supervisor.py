@@ -38,6 +38,7 @@ from hilbert.errors import (
     WorkerLost,
 )
 from hilbert.runtimes.base import RuntimeSettings
+from hilbert.worker.answers import Parts, decode_result
 from hilbert.worker.client import Pending, WorkerEngine
 from hilbert.worker.frames import (
     BatchReport,
@@ -54,7 +55,6 @@ from hilbert.worker.frames import (
     Shutdown,
     Unload,
     decode_error,
-    decode_result,
     encode,
     encode_load,
     encode_submit,
@@ -454,6 +454,7 @@ class Supervisor:
             limit += settings.worker_timeout_seconds
         for pending in self._pending.values():
             pending.give_up_at = limit if pending.give_up_at is None else min(pending.give_up_at, limit)
+            pending.parts = None  # the next worker sends the answer from its beginning
         self._set_alarm(limit)
         if not end.running:
             self._blame_load()
@@ -581,13 +582,28 @@ class Supervisor:
 
     def _on_result(self, result: Result, body: bytearray | memoryview) -> None:
         self._has_answered = True
+        if result.num_part_sequences:
+            self._on_part(result, body)
+            return
         pending = self._pending.pop(result.request, None)
         may_send = self._ledger.answered(result.request)
         if pending is not None and not pending.future.done():
-            request = pending.request
-            pending.future.set_result(decode_result(result, body, request.id, len(request.sequences)))
+            request, parts = pending.request, pending.parts
+            if parts is None:
+                output = decode_result(result, body, request.id, len(request.sequences))
+            else:
+                output = parts.finish(result, body, len(request.sequences))
+            pending.future.set_result(output)
         if may_send or not self._pending:
             self._after_answer()
+
+    def _on_part(self, result: Result, body: bytearray | memoryview) -> None:
+        pending = self._pending.get(result.request)
+        if pending is None:  # nobody waits for it any more
+            return
+        if pending.parts is None:
+            pending.parts = Parts(pending.request.id)
+        pending.parts.add(result, body)
 
     def _on_batch_report(self, report: BatchReport) -> None:
         engine = self._by_number.get(report.model)
