@@ -6,15 +6,14 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
-from hilbert.core import Output, Request, Sequence
-from hilbert.core.request import IntArray
-from hilbert.engine import Device, Engine, Health
+from hilbert.core import Output, OutputType, Request, Sequence
+from hilbert.core.request import DENSE_ONLY, IntArray
+from hilbert.engine import Device, Engine, Health, has_rows
 from hilbert.errors import ServingError
 from hilbert.scheduler import Scheduler
-from hilbert.testing.runtime import FakeRuntime, fake_vector
+from hilbert.testing.runtime import FakeRuntime, check_fake_output
 
 PATIENCE = 20.0  # seconds until a test gives up; nothing waits that long when all is well
 
@@ -23,11 +22,18 @@ class Caller:
     """Submits one request and keeps its answers."""
 
     def __init__(
-        self, engine: Engine[Any], inputs: list[IntArray], *, id: int, deadline: float | None
+        self,
+        engine: Engine[Any],
+        inputs: list[IntArray],
+        *,
+        id: int,
+        deadline: float | None,
+        outputs: frozenset[OutputType],
     ) -> None:
         self.inputs = inputs
+        self.info = engine.info
         sequences = tuple(Sequence(id, i, ids) for i, ids in enumerate(inputs))
-        self.request = Request(id, sequences, deadline=deadline)
+        self.request = Request(id, sequences, outputs, deadline)
         self.answers: list[Output] = []
         self.threads: list[str] = []
         self._is_answered = threading.Event()
@@ -51,7 +57,7 @@ class Caller:
     def failure(self) -> ServingError:
         """The error of a request that failed as a whole."""
         output = self.output()
-        assert output.dense is None
+        assert not has_rows(output)
         assert sorted(output.errors) == list(range(len(self.inputs)))
         assert len(set(map(id, output.errors.values()))) == 1
         return output.errors[0]
@@ -59,14 +65,7 @@ class Caller:
     def check_rows(self, *, bad: set[int] = frozenset()) -> Output:  # type: ignore[assignment]
         """All rows are right, except the bad ones, which are zero and have an error that points at them."""
         output = self.output()
-        assert set(output.errors) == set(bad), output.errors
-        assert output.dense is not None
-        assert output.dense.dtype == np.float32
-        assert output.dense.flags.c_contiguous
-        expected = np.stack([fake_vector(ids) for ids in self.inputs])
-        expected[sorted(bad)] = 0
-        np.testing.assert_array_equal(output.dense, expected)
-        assert all(error.index == i for i, error in output.errors.items())
+        check_fake_output(output, self.request, self.info, bad)
         return output
 
 
@@ -78,9 +77,14 @@ class Bench:
         self.engine = engine
         self._next_id = 0
 
-    def submit(self, *inputs: IntArray, deadline: float | None = None) -> Caller:
+    def submit(
+        self,
+        *inputs: IntArray,
+        deadline: float | None = None,
+        outputs: frozenset[OutputType] = DENSE_ONLY,
+    ) -> Caller:
         self._next_id += 1
-        return Caller(self.engine, list(inputs), id=self._next_id, deadline=deadline)
+        return Caller(self.engine, list(inputs), id=self._next_id, deadline=deadline, outputs=outputs)
 
 
 @pytest.fixture

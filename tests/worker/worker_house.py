@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from hilbert.core import ModelSpec, Output, Request, Sequence
+from hilbert.core import ModelSpec, Output, OutputType, Request, Sequence
+from hilbert.core.request import DENSE_ONLY
 from hilbert.runtimes.base import RuntimeSettings
-from hilbert.testing.runtime import fake_vector, tokens
+from hilbert.testing.runtime import check_fake_output, tokens
 from hilbert.worker.client import WorkerEngine
 from hilbert.worker.frames import EngineLimits
 from hilbert.worker.supervisor import Restart, Supervisor
@@ -79,24 +78,36 @@ class House:
     async def load(self, key: str = "model", limits: EngineLimits | None = None, **config) -> WorkerEngine:
         return await self.supervisor.load(key, spec(**config), RuntimeSettings(), limits)
 
-    def request(self, *inputs: list[int], deadline: float | None = None) -> Request:
+    def request(
+        self,
+        *inputs: list[int],
+        deadline: float | None = None,
+        outputs: frozenset[OutputType] = DENSE_ONLY,
+    ) -> Request:
         """A request of token id lists; ids repeat between houses, as those of callers may."""
         self._next_id += 1
         number = self._next_id
         return Request(
             number,
             tuple(Sequence(number, i, tokens(*ids)) for i, ids in enumerate(inputs)),
-            deadline=None if deadline is None else time.monotonic() + deadline,
+            outputs,
+            None if deadline is None else time.monotonic() + deadline,
         )
 
-    async def embed(self, *inputs: list[int], model: WorkerEngine | None = None, deadline=None) -> Output:
-        """Run a request and check that every row is the right one."""
-        request = self.request(*inputs, deadline=deadline)
-        output = await asyncio.wait_for((model or self.model).run(request), PATIENCE)
+    async def embed(
+        self,
+        *inputs: list[int],
+        model: WorkerEngine | None = None,
+        deadline: float | None = None,
+        outputs: frozenset[OutputType] = DENSE_ONLY,
+        bad: set[int] = frozenset(),  # type: ignore[assignment]
+    ) -> Output:
+        """Run a request and check that every row is the right one, and that the bad inputs have errors."""
+        model = model or self.model
+        request = self.request(*inputs, deadline=deadline, outputs=outputs)
+        output = await asyncio.wait_for(model.run(request), PATIENCE)
         assert output.request_id == request.id
-        assert output.errors == {}
-        expected = np.stack([fake_vector(tokens(*ids), DIMENSIONS) for ids in inputs])
-        np.testing.assert_array_equal(output.dense, expected)
+        check_fake_output(output, request, model.info, bad)
         return output
 
     def start(self, *inputs: list[int], **options) -> asyncio.Task[Output]:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hilbert.core import ModelSpec
+from hilbert.core import ModelSpec, OutputType
 from hilbert.errors import UnsupportedArchitecture, WorkerLost
 from hilbert.runtimes.base import RuntimeSettings
 from hilbert.testing.runtime import FakeRuntime
 
 SEGFAULT, EXIT, HANG, KEEP_GIL, RAISE, DEVICE_LOST, SLOW, ABORT = range(900_001, 900_009)
-ALLOCATE = 900_100
+ALLOCATE, NAN = 900_100, 900_101
 
 
 class DangerousRuntime(FakeRuntime):
@@ -68,6 +68,10 @@ def make(spec: ModelSpec, settings: RuntimeSettings) -> DangerousRuntime:
         seconds_per_batch=config.get("seconds_per_batch", 0.0),
         max_batch_tokens=config.get("max_batch_tokens", 2048),
         raise_on_token=RAISE,
+        nan_on_token=NAN,
+        outputs=frozenset(map(OutputType, config.get("outputs", ["dense"]))),
+        num_labels=5,
+        token_dimensions=config.get("token_dimensions", 6),
     )
     if size := config.get("ballast_bytes"):
         runtime.ballast = os.urandom(1) * size

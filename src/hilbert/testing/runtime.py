@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
-from hilbert.core import Batch, BatchOutput, OutputType, SparseVector
+from hilbert.core import Batch, BatchOutput, Output, OutputType, Request, SparseVector
 from hilbert.core.request import DENSE_ONLY, FloatArray, IntArray
 from hilbert.errors import OutOfMemory, WorkerLost
 from hilbert.runtimes.base import RuntimeInfo
@@ -57,6 +58,42 @@ def fake_sparse(input_ids: IntArray) -> SparseVector:
     """The weights of one sequence over the vocabulary: how often each token occurs, and a quarter."""
     token_ids, counts = np.unique(input_ids, return_counts=True)
     return SparseVector(token_ids.astype(np.int32), (counts + 0.25).astype(np.float32))
+
+
+def check_fake_output(output: Output, request: Request, info: RuntimeInfo, bad: Collection[int] = ()) -> None:
+    """Assert that an answer is what a `FakeRuntime` says, and holds nothing that was not asked for.
+
+    Args:
+        output: the answer.
+        request: what was asked.
+        info: the runtime's.
+        bad: indexes that must have an error, rows of zeros and empty lists.
+    """
+    inputs = [s.input_ids for s in request.sequences]
+    is_bad = np.isin(np.arange(len(inputs)), list(bad))
+    assert np.flatnonzero(is_bad).tolist() == sorted(output.errors), output.errors
+    assert all(error.index == i for i, error in output.errors.items())
+    answered = {kind for kind in OutputType if getattr(output, kind) is not None}
+    assert answered == request.outputs, f"asked for {set(request.outputs)}, got {answered}"
+    if output.dense is not None:
+        _check_array(output.dense, np.where(is_bad[:, None], 0, fake_vectors(inputs, info.dimensions)))
+    if output.logits is not None:
+        logits = np.stack([fake_logits(ids, info.num_labels) for ids in inputs])
+        _check_array(output.logits, np.where(is_bad[:, None], 0, logits))
+    if output.multivector is not None:
+        for rows, ids, is_empty in zip(output.multivector, inputs, is_bad, strict=True):
+            _check_array(rows, fake_token_vectors(ids[:0] if is_empty else ids, info.token_dimensions))
+    if output.sparse is not None:
+        for vector, ids, is_empty in zip(output.sparse, inputs, is_bad, strict=True):
+            expected = fake_sparse(ids[:0] if is_empty else ids)
+            _check_array(vector.token_ids, expected.token_ids)
+            _check_array(vector.weights, expected.weights)
+
+
+def _check_array(got: FloatArray | IntArray, expected: FloatArray | IntArray) -> None:
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+    assert got.flags.c_contiguous
+    np.testing.assert_array_equal(got, expected)
 
 
 @dataclass(frozen=True, slots=True)
