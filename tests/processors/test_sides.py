@@ -13,7 +13,7 @@ import pytest
 
 from hilbert import hub
 from hilbert.core import EmbedRequest, ModelSpec
-from hilbert.errors import InputTooLong, UnsupportedTask
+from hilbert.errors import InputTooLong
 from hilbert.processors import TextProcessor
 from hilbert.processors.sides import kept_rows
 from hilbert.testing.models import tiny_model
@@ -22,6 +22,7 @@ LONG = "the guest in room one moves to room two, and so on. " * 30
 TEXTS = ("where is a free room?", "", "!?", "Zimmer, für Gäste: 空き部屋 🏨.", "(one) " * 11, LONG)
 KINDS = {
     "expansion": ({"strategy": "fixed", "attend": True, "length": 24}, None, 40),
+    "hidden": ({"strategy": "fixed", "attend": False, "length": 24}, None, 40),
     "lengths": (None, 12, 20),
     "nothing": (None, None, None),
 }
@@ -99,7 +100,7 @@ def test_inputs_are_documents_unless_they_are_called_queries(spec):
 
 def test_too_long_for_its_side_is_an_error_without_truncation(tmp_path):
     processor = TextProcessor(hub.resolve(str(build(tmp_path, None, 12, 20))))
-    text = "the guest in room one"
+    text = "the guest in room one the guest in room"
     processor.encode(EmbedRequest((text,), input_type="document", truncate=False), 1)
     with pytest.raises(InputTooLong, match="at most 12"):
         processor.encode(EmbedRequest((text,), input_type="query", truncate=False), 1)
@@ -112,12 +113,3 @@ def test_the_documents_length_wins_over_the_models(tmp_path):
     processor = TextProcessor(hub.resolve(str(folder)))
     assert processor.spec.max_model_len == 30
     assert [len(s.input_ids) for s in processor.encode(EmbedRequest((LONG,)), 1)] == [60]
-
-
-def test_filling_that_the_query_must_not_see_is_refused(tmp_path):
-    processor = TextProcessor(
-        hub.resolve(str(build(tmp_path, {"strategy": "fixed", "attend": False, "length": 24}, None, None)))
-    )
-    processor.encode(EmbedRequest(("a document",)), 1)
-    with pytest.raises(UnsupportedTask, match="attend"):
-        processor.encode(EmbedRequest(("a query",), input_type="query"), 1)

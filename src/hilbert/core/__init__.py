@@ -14,6 +14,7 @@ from hilbert.core.calls import (
 )
 from hilbert.core.quantize import OutputDtype, quantize
 from hilbert.core.request import (
+    DENSE_ONLY,
     Batch,
     BatchOutput,
     EmbedRequest,
@@ -44,6 +45,7 @@ from hilbert.core.tasks import tasks_of, with_task
 from hilbert.core.vectors import finish_vectors
 
 __all__ = [
+    "DENSE_ONLY",
     "Batch",
     "BatchOutput",
     "ClassifierModule",

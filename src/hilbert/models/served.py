@@ -1,8 +1,8 @@
 """One served model: what happens to a request between its dialect and the engine.
 
-Admission, tokenizing, the engine, the finish of the vectors, and the deadline over all of it. Knows no
-wire format and not where the engine runs. Everything here runs on the event loop; what is heavy goes
-to a thread.
+Admission, tokenizing, the engine, the finish of the rows, and the deadline over all of it: one path for
+every task (what differs between tasks is `work.py`). Knows no wire format and not where the engine runs.
+Everything here runs on the event loop; what is heavy goes to a thread.
 """
 
 from __future__ import annotations
@@ -11,33 +11,45 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence as AbstractSequence
-
-import numpy as np
+from dataclasses import replace
+from typing import TypeVar
 
 from hilbert.core import (
+    DENSE_ONLY,
+    ClassifyRequest,
+    ClassifyResult,
     EmbedRequest,
     EmbedResult,
+    EncodeResult,
     ModelSpec,
     Output,
+    OutputDtype,
+    OutputType,
     Request,
-    Sequence,
+    RerankRequest,
+    RerankResult,
+    Task,
     Timing,
-    finish_vectors,
 )
-from hilbert.core.request import FloatArray
 from hilbert.engine.base import EngineHandle, Health
 from hilbert.errors import (
     CapacityError,
     EngineError,
-    InvalidInput,
     ModelError,
     RequestTimeout,
     ServingError,
 )
+from hilbert.models.classify import ClassifyWork
+from hilbert.models.encode import EncodeWork, with_empty_rows
+from hilbert.models.facts import Facts
 from hilbert.models.offload import offload
+from hilbert.models.rerank import rerank_work
+from hilbert.models.work import Work
 from hilbert.observability import ModelMetrics
-from hilbert.processors import TextProcessor
+from hilbert.processors import PairProcessor, TextProcessor
 from hilbert.scheduler import Admission
+
+Result = TypeVar("Result")
 
 # Rows with more numbers than this are finished in a thread (normalising 2048 rows of 384 takes 2 ms).
 _INLINE_NUMBERS = 65_536
@@ -55,6 +67,7 @@ class ServedModel:
         spec: the model.
         engine: what runs it.
         request_timeout_seconds: limit for requests that bring none of their own; None for no limit.
+        embedding_dtype: the type of its vectors where a request names none.
         created: unix time of loading.
     """
 
@@ -69,6 +82,7 @@ class ServedModel:
         *,
         aliases: AbstractSequence[str] = (),
         request_timeout_seconds: float | None = None,
+        embedding_dtype: OutputDtype = OutputDtype.FLOAT32,
     ) -> None:
         self.name = name
         self.aliases = tuple(aliases)
@@ -78,7 +92,10 @@ class ServedModel:
         self.admission = admission
         self.metrics = metrics or ModelMetrics(name)
         self.request_timeout_seconds = request_timeout_seconds
+        self.embedding_dtype = embedding_dtype
         self.created = int(time.time())
+        self._facts = Facts(name, spec, processor, None)
+        self._pairs: PairProcessor | None = None
         self.metrics.read_queue_requests = lambda: admission.num_requests
         self.metrics.read_queue_tokens = lambda: admission.num_queued_tokens
         self.metrics.read_ready = lambda: float(self.is_ready)
@@ -90,28 +107,82 @@ class ServedModel:
         return self.engine.health is Health.READY
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
-        """Turn texts or token ids into finished vectors, in the order of the inputs.
+        """Turn texts or token ids into dense vectors; see `encode`."""
+        result = await self.encode(request)
+        assert result.dense is not None
+        return EmbedResult(result.dense, result.num_tokens, result.timing)
+
+    async def encode(self, request: EmbedRequest) -> EncodeResult:
+        """Turn texts or token ids into every kind of vector that the request names, in one pass.
 
         Cancelling the awaiting task drops the request's work.
 
         Raises:
-            ClientError: the request is at fault.
+            ClientError: the request is at fault, or the model is not one for it.
             CapacityError: no room, too late, or the engine is not there now.
             ModelError, EngineError: the model failed; the first guilty input is named.
         """
+        return await self._serve(EncodeWork(self.facts, request))
+
+    async def rerank(self, request: RerankRequest) -> RerankResult:
+        """Order documents by their relevance to a query. Raises as `encode` does."""
+        facts = self.facts
+        try:
+            if self._pairs is None and OutputType.LOGITS in facts.outputs:
+                self._pairs = PairProcessor(self.processor)
+            work = rerank_work(facts, self._pairs, request)
+        except ServingError as error:
+            self._count_failure(error)
+            raise
+        return await self._serve(work)
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
+        """Score the classes of texts. Raises as `encode` does."""
+        return await self._serve(ClassifyWork(self.facts, request))
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the model now; more once its runtime is loaded."""
+        try:
+            info = self.engine.info
+        except EngineError:
+            info = None
+        if self._facts.info is not info:
+            self._facts = Facts(self.name, self.spec, self.processor, info)
+        return self._facts
+
+    @property
+    def task(self) -> Task:
+        """What it is served for when a request does not say."""
+        return self.spec.task
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in a dense vector."""
+        return self.facts.dimensions
+
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """Refuse a length that the model's dense vectors do not have.
+
+        Raises:
+            InvalidInput: it is not in 1..E.
+        """
+        self.facts.check_dimensions(dimensions, DENSE_ONLY)
+
+    async def _serve(self, work: Work[Result]) -> Result:
+        """The one path of every request: admission, tokens, engine, result, and the books."""
         start = time.monotonic()
         try:
-            self.check_dimensions(request.dimensions)
-            num_estimated = self.processor.estimate_tokens(request.inputs)
+            work.check()
+            num_estimated = work.estimate_tokens()
             self.admission.admit(num_estimated, start)
         except ServingError as error:
             self._count_failure(error)
             raise
-        num_sequences = len(request.inputs)
-        self.metrics.queue_sequences += num_sequences
+        self.metrics.queue_sequences += work.num_inputs
         is_answered = False
         try:
-            result = await self._embed_in_time(request, start)
+            result, num_tokens, timing = await self._in_time(work, start)
             is_answered = True
         except ServingError as error:
             self._count_failure(error)
@@ -123,102 +194,81 @@ class ServedModel:
             self.metrics.on_failure("server_error")
             raise
         finally:
-            self.metrics.queue_sequences -= num_sequences
+            self.metrics.queue_sequences -= work.num_inputs
             if is_answered:
                 self.admission.complete(num_estimated, time.monotonic())
             else:
                 self.admission.release(num_estimated)
         self.metrics.on_request(
-            num_sequences,
-            result.num_tokens,
+            work.num_inputs,
+            num_tokens,
             request_seconds=time.monotonic() - start,
-            tokenize_seconds=result.timing.tokenize_seconds,
-            queue_seconds=result.timing.queue_seconds,
+            tokenize_seconds=timing.tokenize_seconds,
+            queue_seconds=timing.queue_seconds,
         )
         return result
 
-    def check_dimensions(self, dimensions: int | None) -> None:
-        """Refuse a length that the model's vectors do not have.
-
-        Raises:
-            InvalidInput: it is not in 1..E.
-        """
-        if dimensions is not None and not 1 <= dimensions <= self.spec.dimensions:
-            raise InvalidInput(
-                f"dimensions is {dimensions}; {self.name} takes 1 to {self.spec.dimensions}.",
-                param="dimensions",
-            )
-
-    async def _embed_in_time(self, request: EmbedRequest, start: float) -> EmbedResult:
-        limit = request.timeout_seconds
+    async def _in_time(self, work: Work[Result], start: float) -> tuple[Result, int, Timing]:
+        limit = work.timeout_seconds
         if limit is None:
             limit = self.request_timeout_seconds
         if limit is None:
-            return await self._embed(request, start, None)
+            return await self._carry_out(work, start, None)
         try:
             async with asyncio.timeout(limit):
-                return await self._embed(request, start, start + limit)
+                return await self._carry_out(work, start, start + limit)
         except TimeoutError:
             raise RequestTimeout(
                 f"The request was not answered within {limit:g} s and was dropped; try again later, or send "
                 "fewer inputs."
             ) from None
 
-    async def _embed(self, request: EmbedRequest, start: float, deadline: float | None) -> EmbedResult:
+    async def _carry_out(
+        self, work: Work[Result], start: float, deadline: float | None
+    ) -> tuple[Result, int, Timing]:
         request_id = next(_request_ids)
-        if sum(map(len, request.inputs)) + len(request.prompt or "") < self.processor.inline_chars:
-            sequences = self.processor.encode(request, request_id)
+        if work.is_small():
+            sequences = work.tokenize(request_id)
         else:
-            sequences = await offload(self.processor.encode, request, request_id)
+            sequences = await offload(work.tokenize, request_id)
         tokenize_seconds = time.monotonic() - start
-        # A text without a single token (static models) has the zero vector and nothing to compute.
+        # A text without a single token has nothing to compute.
         filled = tuple(s for s in sequences if s.num_tokens)
         output: Output | None = None
         num_tokens = 0
         if filled:
             if len(filled) != len(sequences):
-                filled = tuple(_renumber(s, index) for index, s in enumerate(filled))
-            engine_request = Request(request_id, filled, deadline=deadline)
-            num_tokens = engine_request.num_tokens
-            output = await self.engine.run(engine_request)
-        if output is not None and output.errors:
-            raise self._first_error(output, [s.index for s in sequences if s.num_tokens])
-        rows = self._rows(output, sequences)
-        normalize = self.spec.normalize if request.normalize is None else request.normalize
-        if rows.size < _INLINE_NUMBERS:
-            vectors = finish_vectors(rows, request.dimensions, normalize)
-        else:
-            vectors = await offload(finish_vectors, rows, request.dimensions, normalize)
+                filled = tuple(replace(s, index=index) for index, s in enumerate(filled))
+            request = Request(request_id, filled, work.outputs, deadline)
+            num_tokens = request.num_tokens
+            output = await self.engine.run(request)
+            if output.errors:
+                raise self._first_error(work, output, [i for i, s in enumerate(sequences) if s.num_tokens])
         timing = Timing(
             tokenize_seconds,
             output.queue_seconds if output else 0.0,
             output.inference_seconds if output else 0.0,
         )
-        return EmbedResult(vectors, num_tokens, timing)
+        if output is None or len(filled) != len(sequences):
+            output = with_empty_rows(self.facts, work.outputs, output, sequences)
+        if _num_numbers(output) < _INLINE_NUMBERS:
+            return work.finish(output, num_tokens, timing), num_tokens, timing
+        return await offload(work.finish, output, num_tokens, timing), num_tokens, timing
 
-    def _rows(self, output: Output | None, sequences: tuple[Sequence, ...]) -> FloatArray:
-        """The engine's rows, with zero rows where a sequence had no tokens."""
-        if output is not None:
-            assert output.dense is not None, "an engine answered without vectors and without errors"
-            if len(output.dense) == len(sequences):
-                return output.dense
-        rows = np.zeros((len(sequences), self.spec.dimensions), dtype=np.float32)
-        if output is not None:
-            rows[[i for i, s in enumerate(sequences) if s.num_tokens]] = output.dense
-        return rows
-
-    def _first_error(self, output: Output, indices: list[int]) -> ServingError:
+    def _first_error(self, work: Work[Result], output: Output, places: list[int]) -> ServingError:
         """The error of the first guilty input. What befell the whole request is told as it is."""
         position = min(output.errors)
         error = output.errors[position]
         if isinstance(error, CapacityError | EngineError):
             return error
-        index = indices[position]
-        return type(error)(
-            f"input[{index}]: {error.message}",
-            param=error.param or "input",
-            index=index,
-            retry_after_seconds=error.retry_after_seconds,
+        index = places[position]
+        return work.name(
+            type(error)(
+                f"input[{index}]: {error.message}",
+                param=error.param or "input",
+                index=index,
+                retry_after_seconds=error.retry_after_seconds,
+            )
         )
 
     def _count_failure(self, error: ServingError) -> None:
@@ -240,7 +290,11 @@ class ServedModel:
         return labels
 
 
-def _renumber(sequence: Sequence, index: int) -> Sequence:
-    return Sequence(
-        sequence.request_id, index, sequence.input_ids, sequence.token_type_ids, sequence.prompt_len
-    )
+def _num_numbers(output: Output) -> int:
+    """How much there is to finish."""
+    num_numbers = output.dense.size if output.dense is not None else 0
+    if output.multivector is not None:
+        num_numbers += sum(rows.size for rows in output.multivector)
+    if output.sparse is not None:
+        num_numbers += sum(len(vector.token_ids) for vector in output.sparse)
+    return num_numbers if output.logits is None else num_numbers + output.logits.size

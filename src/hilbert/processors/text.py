@@ -157,6 +157,24 @@ class TextProcessor:
         counts = [len(e) + sum(map(len, e.overflowing)) for e in encodings]
         return [(np.array(e.ids, dtype=np.int32), n) for e, n in zip(encodings, counts, strict=True)]
 
+    def count_cut(self, request: EmbedRequest) -> tuple[int, int] | None:
+        """What truncation does to the first text of a request.
+
+        Returns:
+            Its tokens in all and those that are kept, special tokens included; None where all are.
+        """
+        sides, text = self.spec.multivector, request.inputs[0]
+        limit = self._max_len if sides is None else side_limit(self.spec, sides, request)
+        # No token is made of less than a byte.
+        if limit is None or not isinstance(text, str):
+            return None
+        prompted = resolve_prompt(self.spec, request) + text
+        if len(prompted.encode("utf-8", "replace")) + self._num_special <= limit:
+            return None
+        ((_, num_tokens),) = self.contents([prompted], is_exact=True)
+        num_tokens += self._num_special
+        return (num_tokens, limit) if num_tokens > limit else None
+
     def _encode(self, request: EmbedRequest, limit: int | None, request_id: int) -> tuple[Sequence, ...]:
         prompt = resolve_prompt(self.spec, request)
         inputs, truncate = request.inputs, request.truncate

@@ -1,0 +1,144 @@
+"""Texts to vectors: dense, sparse and one for each token, any of them from the same pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from hilbert.core import (
+    EmbedRequest,
+    EncodeResult,
+    Output,
+    OutputType,
+    Sequence,
+    SparseVector,
+    Timing,
+    finish_vectors,
+)
+from hilbert.core.request import FloatArray
+from hilbert.errors import ServingError
+from hilbert.models.facts import Facts
+from hilbert.processors.sides import is_query, kept_rows
+
+
+class EncodeWork:
+    """Implements `Work` for vectors."""
+
+    def __init__(self, facts: Facts, request: EmbedRequest) -> None:
+        self._facts = facts
+        self._request = request
+        self._sequences: tuple[Sequence, ...] = ()
+        self.outputs = request.outputs
+        self.num_inputs = len(request.inputs)
+        self.timeout_seconds = request.timeout_seconds
+
+    def check(self) -> None:
+        """See `Work`."""
+        self._facts.require(self.outputs)
+        self._facts.check_dimensions(self._request.dimensions, self.outputs)
+
+    def estimate_tokens(self) -> int:
+        """See `Work`."""
+        return self._facts.processor.estimate_tokens(self._request.inputs)
+
+    def is_small(self) -> bool:
+        """See `Work`."""
+        request = self._request
+        num_chars = sum(map(len, request.inputs)) + len(request.prompt or "")
+        return num_chars < self._facts.processor.inline_chars
+
+    def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
+        """See `Work`."""
+        self._sequences = self._facts.processor.encode(self._request, request_id)
+        return self._sequences
+
+    def finish(self, output: Output, num_tokens: int, timing: Timing) -> EncodeResult:
+        """See `Work`."""
+        request, spec = self._request, self._facts.spec
+        normalize = spec.normalize if request.normalize is None else request.normalize
+        dense = tokens = sparse = None
+        if OutputType.DENSE in self.outputs:
+            assert output.dense is not None
+            dense = finish_vectors(output.dense, request.dimensions or spec.truncate_dim, normalize)
+        if OutputType.MULTIVECTOR in self.outputs:
+            assert output.multivector is not None
+            is_document = not is_query(request)
+            tokens = tuple(
+                finish_vectors(
+                    counting_rows(self._facts, rows, sequence, is_document), request.dimensions, normalize
+                )
+                for rows, sequence in zip(output.multivector, self._sequences, strict=True)
+            )
+        if OutputType.SPARSE in self.outputs:
+            sparse = output.sparse
+        return EncodeResult(dense, sparse, tokens, num_tokens, timing)
+
+    def name(self, error: ServingError) -> ServingError:
+        """See `Work`: inputs are called inputs."""
+        return error
+
+
+def counting_rows(facts: Facts, rows: FloatArray, sequence: Sequence, is_document: bool) -> FloatArray:
+    """The token vectors that count.
+
+    The first is left out where the model says so, and of a document the tokens that the model skips.
+
+    Args:
+        facts: the model.
+        rows: ``[n, E]``, a row per token of the sequence.
+        sequence: its tokens.
+        is_document: whether the model's skip list applies.
+    """
+    sides = facts.spec.multivector
+    if sides is not None and sides.skip_ids and is_document and len(rows):
+        keeps = kept_rows(sequence.input_ids, sides.skip_ids)
+        if facts.skips_first:
+            keeps[0] = False
+        return rows[keeps]
+    return rows[1:] if facts.skips_first else rows
+
+
+def with_empty_rows(
+    facts: Facts, outputs: frozenset[OutputType], output: Output | None, sequences: tuple[Sequence, ...]
+) -> Output:
+    """The engine's output with nothing where a sequence had no tokens: zero rows, empty vectors.
+
+    Args:
+        facts: the model, for the sizes where the engine was not asked at all.
+        outputs: what was asked for.
+        output: rows of the sequences that have tokens; None where none has.
+        sequences: all of them.
+    """
+    places = [i for i, s in enumerate(sequences) if s.num_tokens]
+    dense = logits = None
+    tokens: list[FloatArray] | None = None
+    sparse: list[SparseVector] | None = None
+    num_rows = len(sequences)
+    given = output or Output(0)
+    if OutputType.DENSE in outputs:
+        dense = _spread(given.dense, facts.dimensions, places, num_rows)
+    if OutputType.LOGITS in outputs:
+        logits = _spread(given.logits, facts.num_labels, places, num_rows)
+    if OutputType.MULTIVECTOR in outputs:
+        tokens = [np.empty((0, facts.token_dimensions), np.float32)] * num_rows
+        for place, rows in zip(places, given.multivector or (), strict=True):
+            tokens[place] = rows
+    if OutputType.SPARSE in outputs:
+        sparse = [SparseVector(np.empty(0, np.int32), np.empty(0, np.float32))] * num_rows
+        for place, vector in zip(places, given.sparse or (), strict=True):
+            sparse[place] = vector
+    return replace(
+        given,
+        dense=dense,
+        logits=logits,
+        multivector=None if tokens is None else tuple(tokens),
+        sparse=None if sparse is None else tuple(sparse),
+    )
+
+
+def _spread(rows: FloatArray | None, size: int, places: list[int], num_rows: int) -> FloatArray:
+    spread = np.zeros((num_rows, size if rows is None else rows.shape[1]), dtype=np.float32)
+    if rows is not None:
+        spread[places] = rows
+    return spread

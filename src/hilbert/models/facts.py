@@ -1,0 +1,95 @@
+"""What is known of a served model while a request is planned: its spec, and what its runtime can return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hilbert.core import ClassifierModule, ModelSpec, OutputType, Task, TokenVectorsModule, tasks_of
+from hilbert.errors import InvalidInput, UnsupportedTask
+from hilbert.processors import TextProcessor
+from hilbert.runtimes.base import RuntimeInfo
+
+_TASK_OF = {
+    OutputType.DENSE: Task.EMBED,
+    OutputType.SPARSE: Task.SPARSE_EMBED,
+    OutputType.MULTIVECTOR: Task.MULTI_EMBED,
+    OutputType.LOGITS: Task.CLASSIFY,
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One model. `info` is None until its runtime is loaded; then it wins over the spec."""
+
+    name: str
+    spec: ModelSpec
+    processor: TextProcessor
+    info: RuntimeInfo | None
+
+    @property
+    def outputs(self) -> frozenset[OutputType]:
+        """What one pass can return."""
+        if self.info is not None:
+            return self.info.outputs
+        tasks = tasks_of(self.spec)
+        return frozenset(output for output, task in _TASK_OF.items() if task in tasks)
+
+    @property
+    def num_labels(self) -> int:
+        """``L``; 0 where there is no classifier."""
+        if self.info is not None:
+            return self.info.num_labels
+        return next((m.num_labels for m in self.spec.modules if isinstance(m, ClassifierModule)), 0)
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in a dense vector."""
+        return self.spec.dimensions if self.info is None else self.info.dimensions
+
+    @property
+    def token_dimensions(self) -> int:
+        """Numbers in a token vector; 0 where there are none, or none are known yet."""
+        return 0 if self.info is None else self.info.token_dimensions
+
+    @property
+    def skips_first(self) -> bool:
+        """Whether the vector of the first token is left out (bge-m3)."""
+        return any(isinstance(m, TokenVectorsModule) and m.skip_first for m in self.spec.modules)
+
+    def require(self, outputs: frozenset[OutputType]) -> None:
+        """Refuse what the model cannot return.
+
+        Raises:
+            UnsupportedTask: it lacks one of them; the message says what it can do.
+        """
+        missing = outputs - self.outputs
+        if missing:
+            raise self.cannot(_TASK_OF[min(missing)])
+
+    def cannot(self, task: Task, why: str = "") -> UnsupportedTask:
+        """The error that this model is not one for this task."""
+        able = [t for t in tasks_of(self.spec) if t is not task]
+        reason = f": {why}" if why else ""
+        return UnsupportedTask(
+            f"The model {self.name} does not support `{task}`{reason}. It can: {', '.join(able)}.",
+            param="model",
+        )
+
+    def check_dimensions(self, dimensions: int | None, outputs: frozenset[OutputType]) -> None:
+        """Refuse a length that the model's vectors do not have.
+
+        Raises:
+            InvalidInput: it is not in 1..E.
+        """
+        if dimensions is None:
+            return
+        sizes = []
+        if OutputType.DENSE in outputs:
+            sizes.append(self.dimensions)
+        if OutputType.MULTIVECTOR in outputs and self.token_dimensions:
+            sizes.append(self.token_dimensions)
+        largest = min(sizes, default=dimensions)
+        if not 1 <= dimensions <= largest:
+            raise InvalidInput(
+                f"dimensions is {dimensions}; {self.name} takes 1 to {largest}.", param="dimensions"
+            )
