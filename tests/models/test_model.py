@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 
 import hilbert
-from hilbert.errors import InputTooLong, InvalidInput
+from hilbert import Model
+from hilbert.errors import InputTooLong, InvalidInput, UnsupportedTask
 from hilbert.testing.models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
 
 TEXTS = ["the packed row", "", "a short query is attended", "alone", "the " * 300]
 
@@ -138,3 +145,75 @@ def test_the_real_model_through_openvino():
         assert vectors.shape == (3, 384) and model.info.engine in ("openvino", "torch")
         with pytest.raises(InputTooLong, match="256"):
             model.embed("word " * 400, truncate=False)
+
+
+# -- other tasks, on real tiny models ---------------------------------------------------------------
+
+DOCUMENTS = ["room one", "the hotel is never full", "!?", "room one", "Zimmer frei, " * 60]
+
+
+@pytest.mark.parametrize("raw_scores", [False, True])
+def test_rerank_is_sentence_transformers_rank(tmp_path, cache, raw_scores):
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    folder = tiny_model("bert", tmp_path / "m", head="classifier", num_labels=1)
+    reference = CrossEncoder(str(folder), device="cpu")
+    activation = torch.nn.Identity() if raw_scores else None
+    expected = reference.predict([("one room?", d) for d in DOCUMENTS], activation_fn=activation)
+    with Model(str(folder), dtype="float32", cache_dir=cache) as model:
+        found = model.rerank("one room?", DOCUMENTS, raw_scores=raw_scores)
+        assert [r.document for r in found] == [DOCUMENTS[r.index] for r in found]
+        scores = [r.score for r in found]
+        assert scores == sorted(scores, reverse=True)
+        assert np.abs(np.array(scores) - expected[[r.index for r in found]]).max() < 1e-5
+        assert model.rerank("one room?", iter(DOCUMENTS), top_n=2, raw_scores=raw_scores) == found[:2]
+        assert model.rerank("a", []) == []
+        assert asyncio.run(model.arerank("one room?", DOCUMENTS, raw_scores=raw_scores)) == found
+        with pytest.raises(UnsupportedTask, match=r"`embed`.*It can: rerank, classify"):
+            model.embed("a")
+        for bad in ({"top_n": 0}, {"documents": "text"}, {"documents": ["a", 7]}):
+            arguments = {"query": "a", "documents": ["a"]} | bad
+            with pytest.raises(InvalidInput):
+                model.rerank(**arguments)
+
+
+def test_classify_is_the_pipeline_of_transformers(tmp_path, cache):
+    from transformers import pipeline
+
+    folder = tiny_model("bert", tmp_path / "m", head="classifier", num_labels=3)
+    texts = ["room one", "the hotel is never full", "Zimmer frei, " * 60]
+    reference = pipeline("text-classification", model=str(folder), device="cpu", top_k=None)
+    with Model(str(folder), dtype="float32", cache_dir=cache) as model:
+        for raw, function in ((False, "softmax"), (True, "none")):
+            expected = reference(texts, function_to_apply=function, truncation=True)
+            for mine, its in zip(model.classify(texts, raw_scores=raw), expected, strict=True):
+                assert [label.label for label in mine] == [row["label"] for row in its]
+                assert np.allclose([label.score for label in mine], [row["score"] for row in its], atol=1e-5)
+        assert model.classify("one")[0] == asyncio.run(model.aclassify(["one"]))[0]
+        with pytest.raises(UnsupportedTask, match="3 labels"):
+            model.rerank("a", ["b"])
+
+
+def test_all_kinds_of_vector_of_one_model(tmp_path, cache):
+    with Model(str(tiny_model("xlm-roberta", tmp_path / "m", head="m3")), cache_dir=cache) as model:
+        texts = ["one more guest", "the hotel"]
+        found = model.encode(texts, {"dense", "sparse", "multivector"})
+        assert np.abs(found.dense - model.embed(texts)).max() < 1e-4
+        for one, other in zip(found.sparse, model.embed_sparse(texts), strict=True):
+            assert one.token_ids.tolist() == other.token_ids.tolist()
+        for one, other in zip(found.multivector, model.embed_multivector(texts), strict=True):
+            assert one.shape == other.shape and np.abs(one - other).max() < 1e-4
+        assert asyncio.run(model.aembed_sparse(texts))[0].weights.dtype == np.float32
+        assert len(asyncio.run(model.aembed_multivector("a"))) == 1
+        nothing = model.encode([], {"dense", "sparse"})
+        assert nothing.dense.shape == (0, 64) and nothing.sparse == () and nothing.multivector is None
+        for outputs in ({"dence"}, set(), {"logits"}):
+            with pytest.raises(InvalidInput, match="dense, sparse, multivector"):
+                model.encode(texts, outputs)
+
+
+def test_a_task_that_the_model_has_not_is_refused(tmp_path, cache):
+    folder = tiny_model("bert", tmp_path / "m", head="classifier", num_labels=2)
+    with pytest.raises(UnsupportedTask, match="it can for: classify"):
+        Model(str(folder), task="embed", cache_dir=cache)

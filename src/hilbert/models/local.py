@@ -10,17 +10,30 @@ import asyncio
 import sys
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable
+from collections.abc import Collection, Coroutine, Iterable
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
 from hilbert import hub
-from hilbert.core import EmbedRequest, ModelSpec
+from hilbert.core import (
+    DENSE_ONLY,
+    ClassifyRequest,
+    EmbedRequest,
+    EncodeResult,
+    ModelSpec,
+    OutputType,
+    RerankRequest,
+    Scale,
+    SparseVector,
+    Task,
+    Timing,
+    with_task,
+)
 from hilbert.core.request import FloatArray, IntArray
 from hilbert.engine import Device, Engine, LocalEngine
 from hilbert.errors import InvalidInput, ServingError
@@ -40,8 +53,48 @@ _PIECE = 4096
 _PIECES_IN_FLIGHT = 2
 
 
+_VECTORS = (OutputType.DENSE, OutputType.SPARSE, OutputType.MULTIVECTOR)
+
+
+class Options(TypedDict, total=False):
+    """How texts become vectors.
+
+    Attributes:
+        prompt: text to put before every text; wins over `prompt_name`.
+        prompt_name: one of the model's prompts; ``""`` for none, None for the model's default.
+        input_type: ``"query"`` or ``"document"``: the model's prompt for that side.
+        dimensions: keep the first so many numbers, then normalise again.
+        normalize: scale to length 1; None does what the model's own chain does.
+        truncate: cut texts to the model's length; when false a longer one is an error.
+    """
+
+    prompt: str | None
+    prompt_name: str | None
+    input_type: str | None
+    dimensions: int | None
+    normalize: bool | None
+    truncate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A document of `Model.rerank`: its place in the list given, its score, and itself."""
+
+    index: int
+    score: float
+    document: str
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A class of `Model.classify` and its score."""
+
+    label: str
+    score: float
+
+
 class Model:
-    """A model that embeds texts in this process.
+    """A model in this process: it embeds, reranks or classifies texts, as far as it can.
 
     Example:
         >>> with Model() as model:  # doctest: +SKIP
@@ -60,9 +113,12 @@ class Model:
         token: hub token for a private model.
         trust_remote_code: run Python code that the model repository brings.
         max_batch_tokens: tokens in one batch; by default what was measured to be best.
+        task: serve it for another task than its usual one: ``"multi_embed"`` makes a dense model rerank
+            by its token vectors.
 
     Raises:
         ModelError: the model cannot be had or run; the message says what to do.
+        UnsupportedTask: it is no model for `task`.
     """
 
     def __init__(
@@ -78,9 +134,12 @@ class Model:
         token: str | None = None,
         trust_remote_code: bool = False,
         max_batch_tokens: int | None = None,
+        task: str | None = None,
     ) -> None:
         settings = RuntimeSettings(engine, dtype, device, threads, cache_dir, trust_remote_code)
         spec = hub.resolve(model_id, revision=revision, token=token, trust_remote_code=trust_remote_code)
+        if task is not None:
+            spec = with_task(spec, Task(task))
         processor = load_processor(spec, cache_dir)
         runtime: Runtime[Any] = load_runtime(spec, settings)
         budget = max_batch_tokens or runtime.info.max_batch_tokens
@@ -109,57 +168,143 @@ class Model:
     @property
     def dimensions(self) -> int:
         """Numbers in a vector."""
-        return self._served.spec.dimensions
+        return self._served.dimensions
 
-    def embed(
-        self,
-        texts: str | Iterable[Text],
-        *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        input_type: str | None = None,
-        dimensions: int | None = None,
-        normalize: bool | None = None,
-        truncate: bool = True,
-    ) -> FloatArray:
+    def embed(self, texts: str | Iterable[Text], **options: Unpack[Options]) -> FloatArray:
         """Embed texts, in order.
 
         Args:
             texts: texts, or lists of the model's own token ids; a lone string counts as one text.
-            prompt: text to put before every text; wins over `prompt_name`.
-            prompt_name: one of the model's prompts; ``""`` for none, None for the model's default.
-            input_type: ``"query"`` or ``"document"``: the model's prompt for that side.
-            dimensions: keep the first so many numbers, then normalise again.
-            normalize: scale to length 1; None does what the model's own chain does.
-            truncate: cut texts to the model's length; when false a longer one is an error.
+            options: see `Options`.
         Returns:
             ``[N, dimensions]`` float32.
 
         Raises:
             InvalidInput: a text or an argument is at fault; the message names it.
             InputTooLong: `truncate` is false and a text is too long.
+            UnsupportedTask: the model makes no dense vectors.
         """
-        request = EmbedRequest(
-            _inputs(texts), prompt, prompt_name, input_type, truncate, dimensions, normalize
-        )
-        return self._submit(self._embed(request)).result()
+        return _dense(self.encode(texts, **options))
 
-    async def aembed(
+    async def aembed(self, texts: str | Iterable[Text], **options: Unpack[Options]) -> FloatArray:
+        """As `embed`, for callers on an event loop. Cancelling it drops the work."""
+        return _dense(await self.aencode(texts, **options))
+
+    def embed_sparse(self, texts: str | Iterable[Text], **options: Unpack[Options]) -> list[SparseVector]:
+        """The weights of each text over the vocabulary (SPLADE, bge-m3). Raises as `embed` does."""
+        return _sparse(self.encode(texts, {OutputType.SPARSE}, **options))
+
+    async def aembed_sparse(
+        self, texts: str | Iterable[Text], **options: Unpack[Options]
+    ) -> list[SparseVector]:
+        """As `embed_sparse`, for callers on an event loop."""
+        return _sparse(await self.aencode(texts, {OutputType.SPARSE}, **options))
+
+    def embed_multivector(self, texts: str | Iterable[Text], **options: Unpack[Options]) -> list[FloatArray]:
+        """A vector for each token that counts, ``[n, E]`` float32 per text. Raises as `embed` does.
+
+        Late-interaction models have two sides: give ``input_type="query"`` for queries; everything else
+        is a document.
+        """
+        return _multivector(self.encode(texts, {OutputType.MULTIVECTOR}, **options))
+
+    async def aembed_multivector(
+        self, texts: str | Iterable[Text], **options: Unpack[Options]
+    ) -> list[FloatArray]:
+        """As `embed_multivector`, for callers on an event loop."""
+        return _multivector(await self.aencode(texts, {OutputType.MULTIVECTOR}, **options))
+
+    def encode(
         self,
         texts: str | Iterable[Text],
+        outputs: Collection[str] = DENSE_ONLY,
+        **options: Unpack[Options],
+    ) -> EncodeResult:
+        """Several kinds of vector from one pass over the texts.
+
+        Args:
+            texts: as in `embed`.
+            outputs: some of ``"dense"``, ``"sparse"`` and ``"multivector"``.
+            options: see `Options`.
+
+        Raises:
+            UnsupportedTask: the model cannot return one of them; the message says what it can do.
+            ClientError: as `embed`.
+        """
+        return self._submit(self._encode(_request(texts, outputs, options))).result()
+
+    async def aencode(
+        self,
+        texts: str | Iterable[Text],
+        outputs: Collection[str] = DENSE_ONLY,
+        **options: Unpack[Options],
+    ) -> EncodeResult:
+        """As `encode`, for callers on an event loop."""
+        return await asyncio.wrap_future(self._submit(self._encode(_request(texts, outputs, options))))
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
         *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        input_type: str | None = None,
-        dimensions: int | None = None,
-        normalize: bool | None = None,
+        top_n: int | None = None,
+        raw_scores: bool = False,
         truncate: bool = True,
-    ) -> FloatArray:
-        """As `embed`, for callers on an event loop. Cancelling it drops the work."""
-        request = EmbedRequest(
-            _inputs(texts), prompt, prompt_name, input_type, truncate, dimensions, normalize
-        )
-        return await asyncio.wrap_future(self._submit(self._embed(request)))
+    ) -> list[Ranked]:
+        """Order documents by their relevance to a query.
+
+        A cross-encoder scores each pair; any other model compares its vectors.
+
+        Args:
+            query: the query.
+            documents: the texts to order.
+            top_n: return only so many of the best.
+            raw_scores: a cross-encoder's logits; otherwise they go through the activation that the model's
+                config names, a sigmoid by default, as in sentence-transformers.
+            truncate: cut what is too long; when false that is an error.
+        Returns:
+            The best first; ties keep the order of `documents`.
+
+        Raises:
+            UnsupportedTask: the model has several labels.
+            ClientError: as `embed`.
+        """
+        return self._submit(self._rerank(query, documents, top_n, raw_scores, truncate)).result()
+
+    async def arerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        raw_scores: bool = False,
+        truncate: bool = True,
+    ) -> list[Ranked]:
+        """As `rerank`, for callers on an event loop."""
+        work = self._submit(self._rerank(query, documents, top_n, raw_scores, truncate))
+        return await asyncio.wrap_future(work)
+
+    def classify(
+        self, texts: str | Iterable[str], *, raw_scores: bool = False, truncate: bool = True
+    ) -> list[list[Label]]:
+        """The scores of all classes for each text, best first.
+
+        Args:
+            texts: a lone string counts as one text.
+            raw_scores: the logits instead of probabilities.
+            truncate: cut what is too long; when false that is an error.
+
+        Raises:
+            UnsupportedTask: the model has no classes.
+            ClientError: as `embed`.
+        """
+        return self._submit(self._classify(texts, raw_scores, truncate)).result()
+
+    async def aclassify(
+        self, texts: str | Iterable[str], *, raw_scores: bool = False, truncate: bool = True
+    ) -> list[list[Label]]:
+        """As `classify`, for callers on an event loop."""
+        return await asyncio.wrap_future(self._submit(self._classify(texts, raw_scores, truncate)))
 
     def close(self) -> None:
         """End the threads and give the memory back. Calls that still wait get an error."""
@@ -179,13 +324,40 @@ class Model:
             raise RuntimeError("this Model is closed")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _embed(self, request: EmbedRequest) -> FloatArray:
+    async def _rerank(
+        self, query: str, documents: Iterable[str], top_n: int | None, raw_scores: bool, truncate: bool
+    ) -> list[Ranked]:
+        texts = _texts(documents, "documents")
+        if top_n is not None and top_n < 1:
+            raise InvalidInput(f"top_n is {top_n}; it must be 1 or more.", param="top_n")
+        if not texts:
+            return []
+        scale = Scale.RAW if raw_scores else Scale.MODEL
+        result = await self._served.rerank(RerankRequest(query, texts, top_n, scale, truncate))
+        return [
+            Ranked(index, score, texts[index])
+            for index, score in zip(result.indices.tolist(), result.scores.tolist(), strict=True)
+        ]
+
+    async def _classify(
+        self, texts: str | Iterable[str], raw_scores: bool, truncate: bool
+    ) -> list[list[Label]]:
+        given = (texts,) if isinstance(texts, str) else _texts(texts, "input")
+        if not given:
+            return []
+        result = await self._served.classify(ClassifyRequest(given, raw_scores, truncate))
+        return [
+            [Label(result.labels[place], score) for place, score in zip(places, scores, strict=True)]
+            for places, scores in zip(result.order.tolist(), result.scores.tolist(), strict=True)
+        ]
+
+    async def _encode(self, request: EmbedRequest) -> EncodeResult:
         inputs = request.inputs
         if len(inputs) <= _PIECE:
             return await self._piece(request, inputs)
         gate = asyncio.Semaphore(_PIECES_IN_FLIGHT)
 
-        async def piece(start: int) -> FloatArray:
+        async def piece(start: int) -> EncodeResult:
             async with gate:
                 try:
                     return await self._piece(request, inputs[start : start + _PIECE])
@@ -194,16 +366,73 @@ class Model:
 
         pieces = [asyncio.ensure_future(piece(start)) for start in range(0, len(inputs), _PIECE)]
         try:
-            return np.concatenate(await asyncio.gather(*pieces))
+            return _joined(await asyncio.gather(*pieces))
         finally:
             for task in pieces:
                 task.cancel()
 
-    async def _piece(self, request: EmbedRequest, inputs: tuple[str | IntArray, ...]) -> FloatArray:
-        if not inputs:
-            self._served.check_dimensions(request.dimensions)
-            return np.empty((0, request.dimensions or self.dimensions), dtype=np.float32)
-        return (await self._served.embed(replace(request, inputs=inputs))).vectors
+    async def _piece(self, request: EmbedRequest, inputs: tuple[str | IntArray, ...]) -> EncodeResult:
+        if inputs:
+            return await self._served.encode(replace(request, inputs=inputs))
+        facts, outputs = self._served.facts, request.outputs
+        facts.require(outputs)
+        facts.check_dimensions(request.dimensions, outputs)
+        size = request.dimensions or self.spec.truncate_dim or facts.dimensions
+        return EncodeResult(
+            np.empty((0, size), dtype=np.float32) if OutputType.DENSE in outputs else None,
+            () if OutputType.SPARSE in outputs else None,
+            () if OutputType.MULTIVECTOR in outputs else None,
+            0,
+            Timing(),
+        )
+
+
+def _request(texts: str | Iterable[Text], outputs: Collection[str], options: Options) -> EmbedRequest:
+    names = {outputs} if isinstance(outputs, str) else set(outputs)
+    unknown = sorted(names - {o.value for o in _VECTORS})
+    if unknown or not names:
+        raise InvalidInput(
+            f"outputs are {unknown or 'missing'}; give some of {', '.join(_VECTORS)}.", param="outputs"
+        )
+    return EmbedRequest(_inputs(texts), **options, outputs=frozenset(map(OutputType, names)))
+
+
+def _joined(pieces: AbstractSequence[EncodeResult]) -> EncodeResult:
+    first = pieces[0]
+    return EncodeResult(
+        None if first.dense is None else np.concatenate([p.dense for p in pieces if p.dense is not None]),
+        None if first.sparse is None else tuple(v for p in pieces for v in p.sparse or ()),
+        None if first.multivector is None else tuple(v for p in pieces for v in p.multivector or ()),
+        sum(p.num_tokens for p in pieces),
+        first.timing,
+    )
+
+
+def _dense(result: EncodeResult) -> FloatArray:
+    assert result.dense is not None
+    return result.dense
+
+
+def _sparse(result: EncodeResult) -> list[SparseVector]:
+    assert result.sparse is not None
+    return list(result.sparse)
+
+
+def _multivector(result: EncodeResult) -> list[FloatArray]:
+    assert result.multivector is not None
+    return list(result.multivector)
+
+
+def _texts(texts: Iterable[str], field: str) -> tuple[str, ...]:
+    if isinstance(texts, str):
+        raise InvalidInput(f"{field} is a string; give a list of strings.", param=field)
+    given = tuple(texts)
+    for index, text in enumerate(given):
+        if not isinstance(text, str):
+            raise InvalidInput(
+                f"{field}[{index}] is a {type(text).__name__}; give strings.", param=field, index=index
+            )
+    return given
 
 
 def _inputs(texts: str | Iterable[Text]) -> tuple[str | IntArray, ...]:
