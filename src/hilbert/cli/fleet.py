@@ -132,12 +132,9 @@ class LocalFleet:
             handle.has_failed = True
             raise
         info = runtime.info
-        max_batch_tokens = model.max_batch_tokens or info.max_batch_tokens
         engine = Engine(
             runtime,
-            Scheduler(max_batch_tokens, model.max_batch_requests)
-            if model.max_batch_requests
-            else Scheduler(max_batch_tokens),
+            Scheduler(model.max_batch_tokens or info.max_batch_tokens, model.max_batch_requests),
             self._devices.setdefault(info.device, Device(info.device)),
             batch_timeout_seconds=self._settings.worker_timeout,
             name=model.name,

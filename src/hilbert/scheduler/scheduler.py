@@ -76,19 +76,25 @@ class _Entry:
         return len(self.sequences) - self.position
 
 
+# Rarely the limit: a batch of one-token texts at the token budget of a GPU.
+MAX_BATCH_SEQUENCES = 2048
+
+
 class Scheduler:
     """The queue of one engine.
 
     Args:
         max_batch_tokens: token budget of a batch.
-        max_batch_sequences: how many sequences a batch may hold.
+        max_batch_sequences: how many sequences a batch may hold; None takes `MAX_BATCH_SEQUENCES`.
 
     Attributes:
         num_queued_tokens: tokens that wait for a batch.
         num_queued_sequences: sequences that wait for a batch.
     """
 
-    def __init__(self, max_batch_tokens: int, max_batch_sequences: int = 2048) -> None:
+    def __init__(self, max_batch_tokens: int, max_batch_sequences: int | None = None) -> None:
+        if max_batch_sequences is None:
+            max_batch_sequences = MAX_BATCH_SEQUENCES
         if max_batch_tokens < 1 or max_batch_sequences < 1:
             raise ValueError(
                 f"a batch needs room: max_batch_tokens={max_batch_tokens}, "

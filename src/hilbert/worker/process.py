@@ -357,13 +357,9 @@ class Worker:
     def _start_engine(self, order: Load, runtime: WatchedRuntime) -> Engine[Any]:
         limits, info, number = order.limits, runtime.info, order.model
         max_batch_tokens = limits.max_batch_tokens or info.max_batch_tokens
-        if limits.max_batch_sequences is None:
-            scheduler = Scheduler(max_batch_tokens)
-        else:
-            scheduler = Scheduler(max_batch_tokens, limits.max_batch_sequences)
         engine: Engine[Any] = Engine(
             runtime,
-            scheduler,
+            Scheduler(max_batch_tokens, limits.max_batch_sequences),
             self._devices.setdefault(info.device, Device(info.device)),
             batch_timeout_seconds=limits.batch_timeout_seconds,
             name=order.key,
