@@ -15,7 +15,7 @@ import uvicorn
 
 from hilbert import hub
 from hilbert.api import ApiSettings, create_app
-from hilbert.core import ModelSpec
+from hilbert.core import ModelSpec, OutputType
 from hilbert.engine import Device, Engine, LocalEngine
 from hilbert.models import Registry, ServedModel
 from hilbert.observability import Metrics
@@ -145,6 +145,17 @@ def running(
 def server(processor: TextProcessor) -> Iterator[Server]:
     with running(processor) as it:
         yield it
+
+
+@pytest.fixture(scope="session")
+def served(processor: TextProcessor) -> Any:
+    """A context manager for servers whose model returns these outputs: ``served(*outputs, …)``."""
+
+    def served(*outputs: OutputType, **more: Any) -> Any:
+        fake = FakeRuntime(DIMENSIONS, outputs=frozenset(outputs), token_dimensions=4, record=True, **more)
+        return running(processor, runtime=fake)
+
+    return served
 
 
 @pytest.fixture

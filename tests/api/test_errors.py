@@ -351,7 +351,7 @@ def test_a_failure_nobody_expected_shows_an_id_and_no_insides(serve, caplog):
     async def explode(request: object) -> None:
         raise ValueError("secret insides")
 
-    server.model.embed = explode
+    server.model.encode = explode
     for route in ROUTES:
         with caplog.at_level(logging.ERROR):
             reply = server.post(route, {"input": "a"}, headers={"x-request-id": "find-me"})
@@ -360,7 +360,7 @@ def test_a_failure_nobody_expected_shows_an_id_and_no_insides(serve, caplog):
     assert "secret insides" in caplog.text and "find-me" in caplog.text and "Traceback" in caplog.text
     with openai.OpenAI(base_url=server.url + "/v1", api_key="k") as client:
         calls = []
-        server.model.embed = lambda request: calls.append(1) or explode(request)
+        server.model.encode = lambda request: calls.append(1) or explode(request)
         with pytest.raises(openai.InternalServerError):
             client.embeddings.create(model="x", input="a")
         assert len(calls) == 1  # told not to retry

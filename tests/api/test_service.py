@@ -13,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from hilbert.api import ApiSettings
 from hilbert.api.infinity.protocol import FormError, InfinityEmbeddingList, InfinityModelList
 from hilbert.api.openai.protocol import EmbeddingList, ErrorBody, Model, ModelList
+from hilbert.core import OutputType
 from hilbert.observability.metrics import TABLE
+from hilbert.testing.runtime import FakeRuntime
 
 NAME = "all-MiniLM-L6-v2"
 
@@ -30,7 +32,7 @@ def test_models_in_both_shapes(server, spec):
         assert server.get(f"{route}/{NAME}").json() == model
     body = server.get("/models").json()
     (model,) = body["data"]
-    assert model["id"] == NAME and model["backend"] == "fake" and model["capabilities"] == ["embed"]
+    assert model["id"] == NAME and model["backend"] == "fake" and model["capabilities"] == ["embed", "rerank"]
     assert set(model["stats"]) == {"queue_fraction", "queue_absolute", "results_pending", "batch_size"}
 
 
@@ -100,7 +102,11 @@ def references(node: Any) -> set[str]:
     return set().union(*map(references, node)) if isinstance(node, list) else set()
 
 
-def test_the_openapi_document_is_sound_and_every_route_in_it_exists(server):
+TASK_ROUTES = ("rerank", "classify", "embeddings_sparse", "embeddings/colbert")
+
+
+def test_the_openapi_document_is_sound_and_every_route_in_it_exists(serve):
+    server = serve(runtime=FakeRuntime(384, outputs=frozenset(OutputType), num_labels=1))
     api = server.get("/openapi.json").json()
     assert api["openapi"] == "3.1.0" and api["info"]["version"]
     for reference in references(api):
@@ -116,6 +122,12 @@ def test_the_openapi_document_is_sound_and_every_route_in_it_exists(server):
         "/v1/models",
         "/v1/models/{id}",
         "/models",
+        "/rerank",
+        "/classify",
+        "/embeddings_sparse",
+        "/embeddings/colbert",
+        "/v1/encode/{id}",
+        *(f"{v1}/{name}" for v1 in ("/v1", "/openai/v1") for name in TASK_ROUTES),
     }
     assert paths | {"/health", "/healthz", "/readyz", "/metrics"} <= set(api["paths"])
     for path, method, operation in operations:

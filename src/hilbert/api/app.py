@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hilbert.api.call import Call, ClientGone, Receive, Reply, Scope, Send, send_reply
+from hilbert.api.cohere import cohere_routes
 from hilbert.api.infinity import infinity_routes
 from hilbert.api.infinity.errors import InfinityDialect
 from hilbert.api.keys import Keys
@@ -19,6 +20,7 @@ from hilbert.api.openai.errors import OpenAIDialect
 from hilbert.api.routing import Dialect, Route, Router
 from hilbert.api.service import service_routes
 from hilbert.api.settings import ApiSettings
+from hilbert.api.sie import sie_routes
 from hilbert.errors import EngineError, ServingError
 from hilbert.models import Registry
 from hilbert.observability import Metrics
@@ -46,7 +48,9 @@ def create_app(models: Registry, settings: ApiSettings | None = None, metrics: M
     # OpenAI's come first: with the prefix /v1 both dialects claim /v1/embeddings, and /v1 is OpenAI's.
     for base in openai_bases:
         routes += openai_routes(models, settings, base)
+        routes += cohere_routes(models, settings, base)
     for base in bases:
+        routes += sie_routes(models, settings, base)
         routes += infinity_routes(models, settings, base)
     routes += service_routes(
         models, settings, metrics or Metrics.of(m.metrics for m in models.list()), routes
@@ -62,7 +66,14 @@ def create_app(models: Registry, settings: ApiSettings | None = None, metrics: M
         allow_methods=["*"],
         allow_headers=["*"],
         allow_credentials=True,
-        expose_headers=["x-request-id", "retry-after", "retry-after-ms", "metadata", "openai-processing-ms"],
+        expose_headers=[
+            "x-request-id",
+            "retry-after",
+            "retry-after-ms",
+            "metadata",
+            "openai-processing-ms",
+            "x-hilbert-warning",
+        ],
     )
 
 

@@ -9,11 +9,17 @@ from typing import Any
 import msgspec
 
 from hilbert import __version__
+from hilbert.api.classify import ClassifyBody
+from hilbert.api.cohere.errors import CohereDialect
+from hilbert.api.cohere.protocol import CohereError
 from hilbert.api.infinity.errors import InfinityDialect
 from hilbert.api.infinity.protocol import FormError
-from hilbert.api.openai.protocol import ErrorBody
+from hilbert.api.openai.protocol import EmbeddingsBody, ErrorBody
+from hilbert.api.rerank import RerankBody
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
+from hilbert.api.sie.errors import SieDialect
+from hilbert.api.sie.protocol import EncodeBody, SieError
 
 _REF = "#/components/schemas/{name}"
 
@@ -26,14 +32,21 @@ _FAILURES = {
     "500": "The model failed on this input",
     "503": "Loading, recovering, shutting down, or too late; see Retry-After",
 }
-_EXAMPLE = {"model": "default", "input": ["Hilbert's hotel always has room.", "One more guest."]}
+_TEXTS = ["Hilbert's hotel always has room.", "One more guest."]
+_EXAMPLES: dict[Any, dict[str, Any]] = {
+    EmbeddingsBody: {"model": "default", "input": _TEXTS},
+    ClassifyBody: {"model": "default", "input": _TEXTS},
+    RerankBody: {"model": "default", "query": "Where is room?", "documents": _TEXTS, "top_n": 1},
+    EncodeBody: {"items": [{"id": "a", "text": _TEXTS[0]}], "params": {"output_types": ["dense"]}},
+}
 
 
 def document(routes: Iterable[Route], settings: ApiSettings) -> dict[str, Any]:
     """Describe all routes that have a summary."""
     documented = [route for route in routes if route.summary]
     types = {t for route in documented for t in (route.request, route.response) if t is not None}
-    ordered = sorted(types | {ErrorBody, FormError}, key=lambda t: t.__name__)
+    errors = {_error_type(route) for route in documented} | {FormError}
+    ordered = sorted(types | errors, key=lambda t: t.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for route in documented:
@@ -46,7 +59,8 @@ def document(routes: Iterable[Route], settings: ApiSettings) -> dict[str, Any]:
         "info": {
             "title": "Hilbert",
             "version": __version__,
-            "description": "Embeddings over HTTP. `/v1` speaks OpenAI's dialect, the bare routes Infinity's.",
+            "description": "Embeddings, reranking and classification over HTTP. `/v1` speaks OpenAI's "
+            "dialect (`/v1/rerank` Cohere's, `/v1/encode` SIE's), the bare routes Infinity's.",
         },
         "servers": [{"url": settings.proxy_root_path or "/"}],
         "paths": paths,
@@ -69,7 +83,7 @@ def _operation(route: Route, path: str, has_key: bool) -> dict[str, Any]:
         schema = {"type": "string"}
         operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": schema}]
     if route.request is not None:
-        content = _json(route.request) | {"example": _EXAMPLE}
+        content = _json(route.request) | {"example": _EXAMPLES[route.request]}
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     if not route.is_open:
         operation["responses"] |= _failures(route)
@@ -81,13 +95,13 @@ def _success(route: Route) -> dict[str, Any]:
         kind = "text/plain" if route.path == "/metrics" else "application/json"
         return {"description": "Success", "content": {kind: {"schema": {}}}}
     content: dict[str, Any] = {"application/json": _json(route.response)}
-    if route.request is not None:
+    if route.path.endswith("/embeddings"):
         content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
     return {"description": "Success", "content": content}
 
 
 def _failures(route: Route) -> dict[str, Any]:
-    error = {"application/json": _json(ErrorBody)}
+    error = {"application/json": _json(_error_type(route))}
     failures: dict[str, Any] = {s: {"description": d, "content": error} for s, d in _FAILURES.items()}
     if isinstance(route.dialect, InfinityDialect):
         del failures["404"]
@@ -101,6 +115,13 @@ def _failures(route: Route) -> dict[str, Any]:
         for status in ("400", "413", "422", "429", "500", "503"):
             failures.pop(status, None)
     return failures
+
+
+def _error_type(route: Route) -> Any:
+    """The body of this route's errors."""
+    if isinstance(route.dialect, CohereDialect):
+        return CohereError
+    return SieError if isinstance(route.dialect, SieDialect) else ErrorBody
 
 
 def _json(type_: Any) -> dict[str, Any]:

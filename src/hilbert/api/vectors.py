@@ -1,42 +1,101 @@
-"""Vectors to bytes, in the three encodings that clients ask for.
+"""Vectors to bytes, in the encodings that clients ask for.
 
-Rows are float32 and C-contiguous, so orjson writes them as they are (their shortest exact decimal form:
-40 % fewer bytes than through Python floats), and base64 is one copy.
+Rows are C-contiguous numpy arrays, so orjson writes them as they are (float32 in its shortest exact
+decimal form: 40 % fewer bytes than through Python floats), and base64 is one copy.
 """
 
 from __future__ import annotations
 
 import binascii
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import orjson
 
+from hilbert.core import OutputDtype, SparseVector, quantize
+from hilbert.core.quantize import NumberArray
 from hilbert.core.request import FloatArray
 
 Encoding = Literal["float", "base64", "bytes"]
 ENCODINGS: tuple[Encoding, ...] = ("float", "base64", "bytes")
 
-# Above this the answer is written in a thread: 2048 vectors as JSON numbers block the loop for 15 ms.
-OFFLOAD_BYTES = 256 * 1024
 
-
-def embedding_list(vectors: FloatArray, encoding: Encoding, head: bytes, tail: bytes) -> bytes:
-    """A JSON object ``{head "data":[{object, index, embedding}, …] tail}``.
+def numbers(
+    rows: FloatArray, asked: OutputDtype | None, default: OutputDtype, encoding: Encoding
+) -> NumberArray:
+    """Rows in the type that they are returned in.
 
     Args:
-        vectors: ``[N, E]`` float32, C-contiguous, finite.
-        encoding: ``"float"`` for numbers, ``"base64"`` for little-endian float32.
-        head: the members before `data`, with a trailing comma, or empty.
-        tail: the members after it, with a leading comma, or empty.
+        rows: ``[N, E]`` float32.
+        asked: the type that the request names.
+        default: the model's own, where it names none.
+        encoding: base64 of a type that nobody asked for carries the same numbers as float32, which is what
+            its reader expects (Infinity does so, too).
+    """
+    values = quantize(rows, asked or default)
+    return values.astype("<f4") if asked is None and encoding == "base64" else values
+
+
+def dense_items(rows: NumberArray, encoding: Encoding) -> bytes:
+    """A JSON list ``[{object, index, embedding}, …]``.
+
+    Args:
+        rows: ``[N, E]``, C-contiguous, finite.
+        encoding: ``"float"`` for numbers, ``"base64"`` for their little-endian bytes.
     """
     if encoding == "base64":
-        rows = vectors.astype("<f4", copy=False)
         # Base64 needs no escaping, so the JSON is put together by hand: half the cost for one vector.
         items = b",".join(
-            b'{"object":"embedding","index":%d,"embedding":"%s"}'
-            % (i, binascii.b2a_base64(row, newline=False))
+            b'{"object":"embedding","index":%d,"embedding":"%s"}' % (i, _base64(row))
             for i, row in enumerate(rows)
         )
-        return b'{%s"data":[%s]%s}' % (head, items, tail)
-    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(vectors)]
-    return b'{%s"data":%s%s}' % (head, orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), tail)
+        return b"[%s]" % items
+    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+    return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def token_items(texts: Sequence[NumberArray], encoding: Encoding) -> bytes:
+    """A JSON list ``[{object, index, embedding, shape}, …]``: a list of vectors for each text.
+
+    Args:
+        texts: N arrays ``[n, E]``, C-contiguous.
+        encoding: as for `dense_items`; `shape` says how to fold the bytes.
+    """
+    if encoding == "base64":
+        items = b",".join(
+            b'{"object":"embedding","index":%d,"embedding":"%s","shape":[%d,%d]}'
+            % (i, _base64(rows), *rows.shape)
+            for i, rows in enumerate(texts)
+        )
+        return b"[%s]" % items
+    data = [
+        {"object": "embedding", "index": i, "embedding": rows, "shape": rows.shape}
+        for i, rows in enumerate(texts)
+    ]
+    return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def sparse_items(vectors: Sequence[SparseVector]) -> bytes:
+    """A JSON list ``[{object, index, embedding: {"<token id>": weight, …}}, …]``, ids ascending."""
+    items = b",".join(
+        b'{"object":"sparse_embedding","index":%d,"embedding":{%s}}' % (i, _members(vector))
+        for i, vector in enumerate(vectors)
+    )
+    return b"[%s]" % items
+
+
+def _members(vector: SparseVector) -> bytes:
+    """``"<id>":weight,…``: orjson writes all numbers at once, which are then paired."""
+    ids = orjson.dumps(np.ascontiguousarray(vector.token_ids), option=orjson.OPT_SERIALIZE_NUMPY)
+    weights = orjson.dumps(np.ascontiguousarray(vector.weights), option=orjson.OPT_SERIALIZE_NUMPY)
+    if not len(vector.token_ids):
+        return b""
+    return b",".join(
+        map(b'"%s":%s'.__mod__, zip(ids[1:-1].split(b","), weights[1:-1].split(b","), strict=True))
+    )
+
+
+def _base64(row: NumberArray) -> bytes:
+    little = row.astype(row.dtype.newbyteorder("<"), copy=False)
+    return binascii.b2a_base64(np.ascontiguousarray(little).tobytes(), newline=False)

@@ -39,6 +39,13 @@ class EncodeResult:
     num_tokens: int
     timing: Timing
 
+    @property
+    def num_numbers(self) -> int:
+        """How much there is to write."""
+        dense = 0 if self.dense is None else self.dense.size
+        sparse = sum(2 * len(vector.token_ids) for vector in self.sparse or ())
+        return dense + sparse + sum(rows.size for rows in self.multivector or ())
+
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:

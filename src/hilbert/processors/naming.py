@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hilbert.errors import ClientError, ServingError
+from hilbert.errors import ServingError
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def called(field: str, *, is_list: bool = True, shift: int = 0) -> Iterator[None
     """
     try:
         yield
-    except ClientError as error:
+    except ServingError as error:
         raise renamed(error, field, is_list=is_list, shift=shift) from error
 
 

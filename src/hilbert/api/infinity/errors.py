@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import orjson
 
+from hilbert.api.body import MalformedRequest
 from hilbert.api.call import Call, Reply
 from hilbert.api.openai.errors import retry_headers, sound
-from hilbert.api.openai.protocol import MalformedRequest
 from hilbert.errors import ModelNotFound, ServingError
 
 

@@ -6,10 +6,12 @@ import time
 import uuid
 
 import msgspec
+import orjson
 
-from hilbert.api.openai.protocol import Embedding, EmbeddingsBody, Usage
-from hilbert.api.vectors import Encoding, embedding_list
-from hilbert.core import EmbedResult
+from hilbert.api.body import Usage, usage
+from hilbert.api.openai.protocol import Embedding, EmbeddingsBody
+from hilbert.api.rerank import RerankOrder, scored
+from hilbert.core import RerankResult
 
 
 class InfinityEmbeddingList(msgspec.Struct):
@@ -17,6 +19,25 @@ class InfinityEmbeddingList(msgspec.Struct):
 
     object: str
     data: list[Embedding]
+    model: str
+    usage: Usage
+    id: str
+    created: int
+
+
+class InfinityRanked(msgspec.Struct):
+    """One document and its score."""
+
+    relevance_score: float
+    index: int
+    document: str | None
+
+
+class InfinityRanking(msgspec.Struct):
+    """The documents, best first."""
+
+    object: str
+    results: list[InfinityRanked]
     model: str
     usage: Usage
     id: str
@@ -70,13 +91,31 @@ def follow_infinity(body: EmbeddingsBody) -> EmbeddingsBody:
     return msgspec.structs.replace(body, dimensions=body.dimensions or None)
 
 
-def to_json(result: EmbedResult, encoding: Encoding, model: bytes) -> bytes:
-    """The answer's body; `model` is the name as JSON."""
-    tail = b',"model":%s,"usage":{"prompt_tokens":%d,"total_tokens":%d},"id":"infinity-%s","created":%d' % (
+def to_json(data: bytes, num_tokens: int, model: bytes) -> bytes:
+    """The answer's body; `data` is the list of items, `model` the name, both as JSON."""
+    return b'{"object":"list","data":%s,"model":%s,"usage":{"prompt_tokens":%d,"total_tokens":%d},%s}' % (
+        data,
         model,
-        result.num_tokens,
-        result.num_tokens,
-        str(uuid.uuid4()).encode(),
-        time.time(),
+        num_tokens,
+        num_tokens,
+        new_id(),
     )
-    return embedding_list(result.vectors, encoding, b'"object":"list",', tail)
+
+
+def rerank_json(order: RerankOrder, result: RerankResult, model: str) -> bytes:
+    """The answer of `/rerank`; a document is its text, or null when nobody asked for it."""
+    results = [
+        {
+            "relevance_score": score,
+            "index": index,
+            "document": order.request.documents[index] if order.returns_documents else None,
+        }
+        for index, score in scored(result)
+    ]
+    body = {"object": "rerank", "results": results, "model": model, "usage": usage(result.num_tokens)}
+    return b"%s,%s}" % (orjson.dumps(body)[:-1], new_id())
+
+
+def new_id() -> bytes:
+    """``"id":…,"created":…``."""
+    return b'"id":"infinity-%s","created":%d' % (str(uuid.uuid4()).encode(), time.time())

@@ -8,13 +8,26 @@ from collections.abc import Iterator
 import orjson
 
 from hilbert.api.call import Call, Reply
+from hilbert.api.classify import Classification, ClassifyBody, ClassifyRoute
 from hilbert.api.infinity import protocol
 from hilbert.api.infinity.errors import InfinityDialect
-from hilbert.api.openai.protocol import EmbeddingsBody
+from hilbert.api.openai.protocol import EmbeddingsBody, SparseEmbeddingList
 from hilbert.api.openai.routes import EmbeddingsRoute
+from hilbert.api.rerank import RerankBody, RerankRoute
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
+from hilbert.core import OutputType, Task, tasks_of
 from hilbert.models import Registry, ServedModel
+
+# Infinity's names of what a model can do.
+_CAPABILITIES = {
+    Task.EMBED: "embed",
+    Task.MULTI_EMBED: "embed",
+    Task.RERANK: "rerank",
+    Task.CLASSIFY: "classify",
+    Task.IMAGE_EMBED: "image_embed",
+    Task.AUDIO_EMBED: "audio_embed",
+}
 
 
 def infinity_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[Route]:
@@ -32,6 +45,46 @@ def infinity_routes(models: Registry, settings: ApiSettings, base: str) -> Itera
         summary="Embed texts or token ids (Infinity's answer)",
         request=EmbeddingsBody,
         response=protocol.InfinityEmbeddingList,
+    )
+    yield Route(
+        "POST",
+        f"{base}/embeddings_sparse",
+        EmbeddingsRoute(
+            models, settings, protocol.to_json, protocol.follow_infinity, output=OutputType.SPARSE
+        ),
+        dialect,
+        summary="Weights of texts over the vocabulary",
+        request=EmbeddingsBody,
+        response=SparseEmbeddingList,
+    )
+    yield Route(
+        "POST",
+        f"{base}/embeddings/colbert",
+        EmbeddingsRoute(
+            models, settings, protocol.to_json, protocol.follow_infinity, output=OutputType.MULTIVECTOR
+        ),
+        dialect,
+        summary="A vector for each token",
+        request=EmbeddingsBody,
+        response=protocol.InfinityEmbeddingList,
+    )
+    yield Route(
+        "POST",
+        f"{base}/rerank",
+        RerankRoute(models, settings, protocol.rerank_json),
+        dialect,
+        summary="Order documents by relevance (Infinity's answer)",
+        request=RerankBody,
+        response=protocol.InfinityRanking,
+    )
+    yield Route(
+        "POST",
+        f"{base}/classify",
+        ClassifyRoute(models, settings, protocol.new_id),
+        dialect,
+        summary="Scores of all classes",
+        request=ClassifyBody,
+        response=Classification,
     )
     yield Route(
         "GET",
@@ -58,5 +111,7 @@ def describe(model: ServedModel) -> dict[str, object]:
         "owned_by": "infinity",
         "created": int(time.time()),
         "backend": model.engine.info.engine if model.is_ready else "",
-        "capabilities": [model.spec.task.value],
+        "capabilities": list(
+            dict.fromkeys(_CAPABILITIES[task] for task in tasks_of(model.spec) if task in _CAPABILITIES)
+        ),
     }

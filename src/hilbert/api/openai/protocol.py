@@ -7,28 +7,19 @@ exists, is the model's to say.
 from __future__ import annotations
 
 import json
-import re
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
 
-from hilbert.api.vectors import ENCODINGS, Encoding, embedding_list
-from hilbert.core import EmbedRequest, EmbedResult
+from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about
+from hilbert.api.vectors import ENCODINGS, Encoding
+from hilbert.core import EmbedRequest, OutputDtype
+from hilbert.core.quantize import NumberArray
 from hilbert.core.request import IntArray
-from hilbert.errors import InvalidInput, UnsupportedTask
+from hilbert.errors import UnsupportedTask
 from hilbert.processors import token_array
 
-
-class MalformedRequest(InvalidInput):
-    """The body has not the form that the route asks for (as opposed to values that a model refuses)."""
-
-
 _INPUT_FORMS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
-
-
-def _about(text: str) -> Meta:
-    return Meta(description=text)
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
@@ -36,50 +27,69 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
 
     input: Annotated[
         str | list[str | int | list[int]] | None,
-        _about(f"What to embed: {_INPUT_FORMS} of the model's own tokenizer. Empty texts are embedded too."),
+        about(f"What to embed: {_INPUT_FORMS} of the model's own tokenizer. Empty texts are embedded too."),
     ] = None
-    model: Annotated[str | None, _about("The served model's name; with one model any name is accepted.")] = (
+    model: Annotated[str | None, about("The served model's name; with one model any name is accepted.")] = (
         None
     )
     encoding_format: Annotated[
         str | None,
-        _about(
+        about(
             "`float` (default): JSON numbers. `base64`: little-endian float32. `bytes`: the body is the raw "
             "little-endian float32 of all vectors in order, and the `metadata` header describes it."
         ),
     ] = None
     dimensions: Annotated[
-        int | None, _about("Keep the first so many numbers of each vector, and normalise again.")
+        int | None, about("Keep the first so many numbers of each vector, and normalise again.")
     ] = None
-    output_dimension: Annotated[int | None, _about("Another name for `dimensions`.")] = None
+    output_dimension: Annotated[int | None, about("Another name for `dimensions`.")] = None
     truncate: Annotated[
-        bool | None, _about("Cut inputs to the model's length (default); false refuses longer ones.")
+        bool | None, about("Cut inputs to the model's length (default); false refuses longer ones.")
     ] = None
-    prompt: Annotated[str | None, _about("Text to put before every input; wins over `prompt_name`.")] = None
-    prompt_name: Annotated[str | None, _about("One of the model's own prompts; an empty name for none.")] = (
+    prompt: Annotated[str | None, about("Text to put before every input; wins over `prompt_name`.")] = None
+    prompt_name: Annotated[str | None, about("One of the model's own prompts; an empty name for none.")] = (
         None
     )
     input_type: Annotated[
-        str | None, _about("`query` or `document`: the model's own prompt for that side, if it has one.")
+        str | None, about("`query` or `document`: the model's own prompt for that side, if it has one.")
     ] = None
-    normalize: Annotated[bool | None, _about("Scale vectors to length 1 (default true).")] = None
-    modality: Annotated[str | None, _about("`text`.")] = None
-    user: Annotated[Any, _about("Ignored.")] = None
+    output_dtype: Annotated[
+        str | None,
+        about(
+            "Type of the numbers, after `dimensions`: `float32`, `float16`, `int8` and `uint8` (each row "
+            "scaled to its largest), `binary` and `ubinary` (a bit per dimension, eight in a byte). By "
+            "default the server's --embedding-dtype."
+        ),
+    ] = None
+    normalize: Annotated[bool | None, about("Scale vectors to length 1 (default true).")] = None
+    modality: Annotated[str | None, about("`text`.")] = None
+    user: Annotated[Any, about("Ignored.")] = None
 
 
-class Usage(msgspec.Struct):
-    """Real tokens, special tokens included, after truncation."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Embedding(msgspec.Struct):
-    """One vector: numbers, or base64 of little-endian float32."""
+class Embedding(msgspec.Struct, omit_defaults=True):
+    """One vector, or one for each token with their `shape`: numbers, or base64 of their bytes."""
 
     object: str
     index: int
-    embedding: list[float] | str
+    embedding: list[float | list[float]] | str
+    shape: list[int] | None = None
+
+
+class SparseEmbedding(msgspec.Struct):
+    """The weights of one text, by token id."""
+
+    object: str
+    index: int
+    embedding: dict[str, float]
+
+
+class SparseEmbeddingList(msgspec.Struct):
+    """The weights, in the order of the inputs."""
+
+    object: str
+    data: list[SparseEmbedding]
+    model: str
+    usage: Usage
 
 
 class EmbeddingList(msgspec.Struct):
@@ -128,28 +138,8 @@ class ErrorBody(msgspec.Struct):
     error: ErrorObject
 
 
-_decoder = msgspec.json.Decoder(EmbeddingsBody)
-_PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
-
-
-def decode(body: bytes) -> EmbeddingsBody:
-    """Parse a body.
-
-    Raises:
-        MalformedRequest: it is not JSON in UTF-8, not an object, nested too deeply, or a field has a
-            wrong type; `param` names the field.
-    """
-    try:
-        return _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _wrong_type(str(error)) from None
-    except UnicodeDecodeError as error:
-        raise MalformedRequest(f"The body is not valid UTF-8: {error.reason}.") from None
-    except RecursionError:
-        raise MalformedRequest("The body's JSON is nested too deeply.") from None
-    except ValueError as error:
-        what = "is empty" if not body.strip() else f"is not valid JSON: {error}"
-        raise MalformedRequest(f"The request body {what}.") from None
+_decoder = BodyDecoder(EmbeddingsBody, {"input": _INPUT_FORMS})
+decode = _decoder.decode
 
 
 def to_request(body: EmbeddingsBody, max_inputs: int) -> EmbedRequest:
@@ -222,14 +212,29 @@ def to_encoding(name: str | None) -> Encoding:
     )
 
 
-def to_json(result: EmbedResult, encoding: Encoding, model: bytes) -> bytes:
-    """The answer's body; `model` is the name as JSON."""
-    tail = b',"model":%s,"usage":{"prompt_tokens":%d,"total_tokens":%d}' % (
-        model,
-        result.num_tokens,
-        result.num_tokens,
+def to_dtype(name: str | None) -> OutputDtype | None:
+    """The type of the numbers; None where the request names none.
+
+    Raises:
+        MalformedRequest: it is unknown.
+    """
+    if name is None:
+        return None
+    if name in ("float", *OutputDtype):
+        return OutputDtype.FLOAT32 if name == "float" else OutputDtype(name)
+    raise MalformedRequest(
+        f"output_dtype {name!r} is unknown; use {', '.join(OutputDtype)}.", param="output_dtype"
     )
-    return embedding_list(result.vectors, encoding, b'"object":"list",', tail)
+
+
+def to_json(data: bytes, num_tokens: int, model: bytes) -> bytes:
+    """The answer's body; `data` is the list of items, `model` the name, both as JSON."""
+    return b'{"object":"list","data":%s,"model":%s,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
+        data,
+        model,
+        num_tokens,
+        num_tokens,
+    )
 
 
 # Clients stop reading header lines at 8 KiB and more (aiohttp 8190 bytes), so a long list is left out;
@@ -237,23 +242,23 @@ def to_json(result: EmbedResult, encoding: Encoding, model: bytes) -> bytes:
 _MAX_ITEMS_IN_HEADER = 32
 
 
-def to_raw(result: EmbedResult, model: str) -> tuple[bytes, bytes]:
-    """The answer as raw little-endian float32 ``[N, E]``, and the header that describes it."""
-    num_rows, length = result.vectors.shape
+def to_raw(rows: NumberArray, num_tokens: int, model: str) -> tuple[bytes, bytes]:
+    """The answer as raw little-endian numbers ``[N, E]``, and the header that describes it."""
+    num_rows, length = rows.shape
     metadata: dict[str, Any] = {
         "object": "list",
         "model": model,
-        "usage": {"prompt_tokens": result.num_tokens, "total_tokens": result.num_tokens},
-        "embed_dtype": "float32",
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "embed_dtype": rows.dtype.name,
         "endianness": "little",
         "shape": [num_rows, length],
     }
     if num_rows <= _MAX_ITEMS_IN_HEADER:
-        size = 4 * length
+        size = rows.itemsize * length
         metadata["data"] = [
             {
                 "index": i,
-                "embed_dtype": "float32",
+                "embed_dtype": rows.dtype.name,
                 "endianness": "little",
                 "start": i * size,
                 "end": (i + 1) * size,
@@ -262,17 +267,7 @@ def to_raw(result: EmbedResult, model: str) -> tuple[bytes, bytes]:
             for i in range(num_rows)
         ]
     header = json.dumps(metadata, separators=(",", ":")).encode("ascii")  # headers carry no other characters
-    return result.vectors.astype("<f4", copy=False).tobytes(), header
-
-
-def _wrong_type(message: str) -> MalformedRequest:
-    place = _PLACE.search(message)
-    if place is None:
-        return MalformedRequest(f"The request body must be a JSON object: {message.lower()}.")
-    param = place[1].partition("[")[0]
-    said = message[: place.start()]
-    wanted = f" Send {_INPUT_FORMS}." if param == "input" else ""
-    return MalformedRequest(f"{place[1]}: {said[:1].lower()}{said[1:]}.{wanted}", param=param)
+    return rows.astype(rows.dtype.newbyteorder("<"), copy=False).tobytes(), header
 
 
 def _tokens(ids: list[int], index: int) -> IntArray:

@@ -3,68 +3,111 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import orjson
 
 from hilbert.api.call import Call, Reply
+from hilbert.api.classify import Classification, ClassifyBody, ClassifyRoute
+from hilbert.api.exchange import parsed, written
 from hilbert.api.openai import protocol
 from hilbert.api.openai.errors import OpenAIDialect
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
-from hilbert.api.vectors import OFFLOAD_BYTES, Encoding
-from hilbert.core import EmbedRequest, EmbedResult
-from hilbert.errors import ModelNotFound
+from hilbert.api.vectors import Encoding, dense_items, numbers, sparse_items, token_items
+from hilbert.core import EmbedRequest, EncodeResult, OutputDtype, OutputType, Task
+from hilbert.errors import InvalidInput, ModelNotFound
 from hilbert.models import Registry, ServedModel
-from hilbert.models.offload import offload
 
-# Parsing a body of this size takes about half a millisecond.
-_INLINE_BODY_BYTES = 256 * 1024
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A body, read."""
+
+    model: str | None
+    encoding: Encoding
+    dtype: OutputDtype | None
+    request: EmbedRequest
 
 
 class EmbeddingsRoute:
-    """Handles `POST …/embeddings`, for OpenAI's dialect and those that differ from it in a word or two.
+    """Handles the routes that return vectors, in OpenAI's dialect and those that differ in a word or two.
 
     Args:
-        to_json: writes the answer's body, given the vectors, their encoding and the model's name as JSON.
+        to_json: writes the answer's body, given its items as JSON, the tokens and the model's name as JSON.
         adapt: reads a body as the dialect means it.
+        output: the kind of vector; by default what the model is served for, dense or token vectors.
     """
 
     def __init__(
         self,
         models: Registry,
         settings: ApiSettings,
-        to_json: Callable[[EmbedResult, Encoding, bytes], bytes],
+        to_json: Callable[[bytes, int, bytes], bytes],
         adapt: Callable[[protocol.EmbeddingsBody], protocol.EmbeddingsBody] | None = None,
+        output: OutputType | None = None,
     ) -> None:
         self._models = models
         self._max_inputs = settings.max_client_batch_size
         self._max_body_bytes = settings.max_body_bytes
         self._to_json = to_json
         self._adapt = adapt
+        self._output = output
 
     async def __call__(self, call: Call) -> Reply:
         """Embed texts or token ids."""
-        raw = await call.body(self._max_body_bytes)
-        if len(raw) < _INLINE_BODY_BYTES:
-            model_name, encoding, request = self._parse(raw)
-        else:
-            model_name, encoding, request = await offload(self._parse, raw)
-        model = self._models.get(model_name)
-        result = await call.unless_gone(model.embed(request))
-        if encoding == "bytes":
-            content, metadata = protocol.to_raw(result, model.name)
+        order = await parsed(call, self._max_body_bytes, self._parse)
+        model = self._models.get(order.model)
+        output = self._output or _output_of(model)
+        request = order.request
+        if output is not OutputType.DENSE:
+            _check_form(order, output)
+            request = replace(request, outputs=frozenset({output}))
+        result = await call.unless_gone(model.encode(request))
+        if result.dense is not None and order.encoding == "bytes":
+            rows = numbers(result.dense, order.dtype, model.embedding_dtype, order.encoding)
+            content, metadata = protocol.to_raw(rows, result.num_tokens, model.name)
             return Reply(content, 200, b"application/octet-stream", ((b"metadata", metadata),))
-        name = orjson.dumps(model.name)
-        if result.vectors.nbytes <= OFFLOAD_BYTES:
-            return Reply(self._to_json(result, encoding, name))
-        return Reply(await offload(self._to_json, result, encoding, name))
+        return Reply(await written(result.num_numbers, self._write, order, model, result))
 
-    def _parse(self, raw: bytes) -> tuple[str | None, Encoding, EmbedRequest]:
+    def _parse(self, raw: bytes) -> _Order:
         body = protocol.decode(raw)
         if self._adapt is not None:
             body = self._adapt(body)
-        encoding = protocol.to_encoding(body.encoding_format)
-        return body.model, encoding, protocol.to_request(body, self._max_inputs)
+        encoding, dtype = protocol.to_encoding(body.encoding_format), protocol.to_dtype(body.output_dtype)
+        return _Order(body.model, encoding, dtype, protocol.to_request(body, self._max_inputs))
+
+    def _write(self, order: _Order, model: ServedModel, result: EncodeResult) -> bytes:
+        encoding, dtypes = order.encoding, (order.dtype, model.embedding_dtype)
+        if result.dense is not None:
+            data = dense_items(numbers(result.dense, *dtypes, encoding), encoding)
+        elif result.multivector is not None:
+            data = token_items([numbers(rows, *dtypes, encoding) for rows in result.multivector], encoding)
+        else:
+            data = sparse_items(result.sparse or ())
+        return self._to_json(data, result.num_tokens, orjson.dumps(model.name))
+
+
+def _output_of(model: ServedModel) -> OutputType:
+    """Late-interaction models answer with their token vectors, as Infinity does."""
+    return OutputType.MULTIVECTOR if model.task is Task.MULTI_EMBED else OutputType.DENSE
+
+
+def _check_form(order: _Order, output: OutputType) -> None:
+    """Refuse encodings that cannot carry this kind of vector."""
+    if order.encoding == "bytes":
+        raise InvalidInput(
+            "encoding_format 'bytes' is for dense vectors; use 'float' or, for token vectors, 'base64'.",
+            param="encoding_format",
+        )
+    if output is OutputType.SPARSE:
+        for name, has in (
+            ("encoding_format", order.encoding != "float"),
+            ("dimensions", order.request.dimensions is not None),
+            ("output_dtype", order.dtype not in (None, OutputDtype.FLOAT32)),
+        ):
+            if has:
+                raise InvalidInput(f"{name} has no meaning for sparse vectors; leave it out.", param=name)
 
 
 def describe(model: ServedModel) -> dict[str, object]:
@@ -76,8 +119,8 @@ def describe(model: ServedModel) -> dict[str, object]:
         "owned_by": "hilbert",
         "root": model.spec.model_id,
         "aliases": list(model.aliases),
-        "task": model.spec.task.value,
-        "dimensions": model.spec.dimensions,
+        "task": model.task.value,
+        "dimensions": model.dimensions,
         "max_model_len": model.spec.max_model_len,
         "ready": model.is_ready,
     }
@@ -105,6 +148,33 @@ def openai_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         summary="Embed texts or token ids",
         request=protocol.EmbeddingsBody,
         response=protocol.EmbeddingList,
+    )
+    yield Route(
+        "POST",
+        f"{base}/embeddings_sparse",
+        EmbeddingsRoute(models, settings, protocol.to_json, output=OutputType.SPARSE),
+        dialect,
+        summary="Weights of texts over the vocabulary",
+        request=protocol.EmbeddingsBody,
+        response=protocol.SparseEmbeddingList,
+    )
+    yield Route(
+        "POST",
+        f"{base}/embeddings/colbert",
+        EmbeddingsRoute(models, settings, protocol.to_json, output=OutputType.MULTIVECTOR),
+        dialect,
+        summary="A vector for each token",
+        request=protocol.EmbeddingsBody,
+        response=protocol.EmbeddingList,
+    )
+    yield Route(
+        "POST",
+        f"{base}/classify",
+        ClassifyRoute(models, settings),
+        dialect,
+        summary="Scores of all classes",
+        request=ClassifyBody,
+        response=Classification,
     )
     yield Route(
         "GET",

@@ -1,0 +1,88 @@
+"""Request bodies: bytes to msgspec types, and every complaint about their form in one wording."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+import msgspec
+import numpy as np
+import orjson
+
+from hilbert.core.request import FloatArray
+from hilbert.errors import InvalidInput
+
+Body = TypeVar("Body")
+
+_PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
+
+
+def about(text: str) -> msgspec.Meta:
+    """What a field means, for the OpenAPI document."""
+    return msgspec.Meta(description=text)
+
+
+class Usage(msgspec.Struct):
+    """Real tokens, special tokens included, after truncation."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+def usage(num_tokens: int) -> dict[str, int]:
+    """`Usage`, ready to be written."""
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+
+
+def short_floats(values: FloatArray) -> list[float]:
+    """``[n]`` float32 as Python floats that are written with no more digits than they have."""
+    # orjson writes float32 in its shortest form, and that read back is the float wanted.
+    written = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
+    found: list[float] = orjson.loads(written)
+    return found
+
+
+class MalformedRequest(InvalidInput):
+    """The body has not the form that the route asks for (as opposed to values that a model refuses)."""
+
+
+class BodyDecoder(Generic[Body]):
+    """Parses bodies of one type.
+
+    Args:
+        type_: a msgspec Struct.
+        forms: by field, what to send; said after a complaint about its type.
+    """
+
+    def __init__(self, type_: type[Body], forms: Mapping[str, str] | None = None) -> None:
+        self._decoder = msgspec.json.Decoder(type_)
+        self._forms = forms or {}
+
+    def decode(self, body: bytes) -> Body:
+        """Parse a body.
+
+        Raises:
+            MalformedRequest: it is not JSON in UTF-8, not an object, nested too deeply, or a field has a
+                wrong type; `param` names the field.
+        """
+        try:
+            return self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise self._wrong_type(str(error)) from None
+        except UnicodeDecodeError as error:
+            raise MalformedRequest(f"The body is not valid UTF-8: {error.reason}.") from None
+        except RecursionError:
+            raise MalformedRequest("The body's JSON is nested too deeply.") from None
+        except ValueError as error:
+            what = "is empty" if not body.strip() else f"is not valid JSON: {error}"
+            raise MalformedRequest(f"The request body {what}.") from None
+
+    def _wrong_type(self, message: str) -> MalformedRequest:
+        place = _PLACE.search(message)
+        if place is None:
+            return MalformedRequest(f"The request body must be a JSON object: {message.lower()}.")
+        param = re.split(r"[\[.]", place[1], maxsplit=1)[0]
+        said = message[: place.start()]
+        wanted = f" Send {self._forms[param]}." if param in self._forms else ""
+        return MalformedRequest(f"{place[1]}: {said[:1].lower()}{said[1:]}.{wanted}", param=param)

@@ -1,0 +1,34 @@
+"""What every route does around its model: read the body, and write the answer, off the loop when large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from hilbert.api.call import Call
+from hilbert.models.offload import offload
+
+Parsed = TypeVar("Parsed")
+P = ParamSpec("P")
+
+# Parsing a body of this size takes about half a millisecond.
+_INLINE_BODY_BYTES = 256 * 1024
+# Above this many numbers the answer is written in a thread: 2048 vectors of 384 as JSON take 15 ms.
+_INLINE_NUMBERS = 65_536
+
+
+async def parsed(call: Call, max_bytes: int, parse: Callable[[bytes], Parsed]) -> Parsed:
+    """The body as `parse` reads it.
+
+    Raises:
+        ClientError: the body is too large, or `parse` refused it.
+    """
+    raw = await call.body(max_bytes)
+    return parse(raw) if len(raw) < _INLINE_BODY_BYTES else await offload(parse, raw)
+
+
+async def written(num_numbers: int, write: Callable[P, Parsed], *args: P.args, **kwargs: P.kwargs) -> Parsed:
+    """What `write` returns, given how many numbers (or words) there are to write."""
+    if num_numbers <= _INLINE_NUMBERS:
+        return write(*args, **kwargs)
+    return await offload(write, *args, **kwargs)
