@@ -50,6 +50,27 @@ def test_environment_and_infinitys_names(start, static) -> None:
     assert server.post(["a"]).json()["model"] == "rooms"
 
 
+def test_embedding_dtype(start, static) -> None:
+    def numbers(*flags: str, **more: str) -> np.ndarray:
+        body = start("-m", static, *flags).post(["room one"], **more).json()
+        return np.array(body["data"][0]["embedding"])
+
+    full = numbers().astype(np.float32)
+    small = numbers("--embedding-dtype", "int8")
+    assert np.array_equal(small, np.rint(full / np.abs(full).max() * np.float32(127)))
+    assert np.array_equal(
+        numbers("--embedding-dtype", "int8", output_dtype="float32").astype(np.float32), full
+    )
+
+
+def test_task(start, static) -> None:
+    entry = start("-m", static, "--task", "rerank").get("/v1/models").json()["data"][0]
+    assert entry["task"] == "rerank"
+    refused = hilbert("serve", "-m", static, "--task", "classify", "--port", "0")
+    assert refused.returncode != 0 and "it can for: embed, rerank" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_port(start, static) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

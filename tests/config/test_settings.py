@@ -29,6 +29,8 @@ OTHER = {
     "engine": ("openvino", "openvino"),
     "dtype": ("float32", "float32"),
     "device": ("cuda:1", "cuda:1"),
+    "task": ("rerank", "rerank"),
+    "embedding_dtype": ("int8", "int8"),
     "max_batch_tokens": ("2048", 2048),
     "max_batch_requests": ("32", 32),
     "trust_remote_code": ("true", True),
@@ -236,8 +238,9 @@ def test_infinitys_words_for_values() -> None:
         settings("--engine", "optimum")
     with pytest.raises(BadSetting):
         settings(HILBERT_ENGINE="optimum")
-    with pytest.raises(BadSetting, match="float32"):
-        infinity("--embedding-dtype", "binary")
+    assert infinity("--embedding-dtype", "binary").models[0].embedding_dtype == "binary"
+    with pytest.raises(BadSetting, match="ubinary"):
+        infinity("--embedding-dtype", "int4")
     with pytest.raises(BadSetting, match="--dtype 'int8'"):
         infinity("--dtype", "int8")
 

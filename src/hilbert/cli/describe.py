@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from hilbert.core import DenseModule, LayerNormModule, ModelSpec, NormalizeModule, PoolingModule
+from hilbert.core import (
+    ClassifierModule,
+    DenseModule,
+    LayerNormModule,
+    ModelSpec,
+    NormalizeModule,
+    PoolingModule,
+    SpladeModule,
+    TokenVectorsModule,
+    TokenWeightsModule,
+    tasks_of,
+)
 from hilbert.programs.choose import plan
 
 
@@ -13,6 +24,7 @@ def describe(spec: ModelSpec) -> str:
         ("model", spec.model_id),
         ("folder", spec.path),
         ("revision", spec.commit or f"local folder, digest {spec.digest[:16]}"),
+        ("task", _tasks(spec)),
         ("runs", f"{program}: {reason}"),
         ("family", " ".join(filter(None, (spec.family or spec.kind, f"({spec.architecture})")))),
         ("chain", " → ".join(_module(module) for module in spec.modules) or "none"),
@@ -34,9 +46,22 @@ def _module(module: object) -> str:
         return "pooling " + "+".join(module.modes)
     if isinstance(module, DenseModule):
         return f"dense {module.in_features}→{module.out_features}"
-    if isinstance(module, LayerNormModule):
-        return "layer norm"
-    return "normalize" if isinstance(module, NormalizeModule) else type(module).__name__
+    if isinstance(module, ClassifierModule):
+        return f"classifier of {module.num_labels} labels"
+    if isinstance(module, TokenVectorsModule):
+        return f"token vectors of {module.dimension}"
+    names: dict[type, str] = {
+        LayerNormModule: "layer norm",
+        NormalizeModule: "normalize",
+        SpladeModule: "SPLADE pooling",
+        TokenWeightsModule: "token weights",
+    }
+    return names.get(type(module), type(module).__name__)
+
+
+def _tasks(spec: ModelSpec) -> str:
+    others = [task for task in tasks_of(spec) if task is not spec.task]
+    return f"{spec.task}; also {', '.join(others)}" if others else str(spec.task)
 
 
 def _prompts(spec: ModelSpec) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hilbert.config import ModelSettings, ServerSettings
-from hilbert.core import ModelSpec
+from hilbert.core import ModelSpec, Task, with_task
 from hilbert.hub import resolve
 from hilbert.runtimes.base import RuntimeSettings
 
@@ -13,13 +13,15 @@ def resolve_model(model: ModelSettings, settings: ServerSettings) -> ModelSpec:
 
     Raises:
         ModelError: they cannot be had or read.
+        UnsupportedTask: the model cannot be served for the task that was asked for.
     """
-    return resolve(
+    spec = resolve(
         model.model_id,
         revision=model.revision or None,
         token=settings.token or None,
         trust_remote_code=model.trust_remote_code,
     )
+    return spec if model.task == "auto" else with_task(spec, Task(model.task))
 
 
 def runtime_settings(model: ModelSettings, settings: ServerSettings) -> RuntimeSettings:

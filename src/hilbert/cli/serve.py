@@ -22,7 +22,7 @@ from hilbert.cli.fleet import Fleet, LocalFleet, WorkerFleet
 from hilbert.cli.runtime import resolve_model
 from hilbert.cli.sockets import bind, release, url_of
 from hilbert.config import BadSetting, ModelSettings, ServerSettings
-from hilbert.core import ModelSpec
+from hilbert.core import ModelSpec, OutputDtype
 from hilbert.engine.base import EngineHandle
 from hilbert.engine.stats import BatchStats
 from hilbert.worker.spawn import WorkerProcess
@@ -183,6 +183,7 @@ class _Server:
             Admission(settings.max_queued_tokens, settings.max_concurrent_requests),
             aliases=() if model.model_id in others else (model.model_id,),
             request_timeout_seconds=settings.request_timeout,
+            embedding_dtype=OutputDtype(model.embedding_dtype),
         )
 
     def _announce(self) -> None:

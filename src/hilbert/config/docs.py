@@ -34,13 +34,13 @@ _INFINITY = """\
 `0.0.0.0` by default there, as in Infinity. Different on purpose: `--trust-remote-code` is off unless
 given, and `--engine optimum` means `openvino`. These flags (and their `INFINITY_*` variables) are
 accepted, have no effect here and say so once: {flags}. `--device-id 1` together with `--device cuda`
-means `cuda:1`; `--embedding-dtype` other than `float32` is an error.
+means `cuda:1`. With `--embedding-dtype` a request may still name another `output_dtype`.
 """
 
 
 def configuration_page() -> str:
     """The page as Markdown."""
-    silent = [option.flag for option in HIDDEN if option.name not in ("device_id", "embedding_dtype")]
+    silent = [option.flag for option in HIDDEN if option.name != "device_id"]
     return "\n".join(
         [
             _HEAD,

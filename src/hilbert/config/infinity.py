@@ -39,7 +39,6 @@ def _hidden(name: str, kind: type) -> Option:
 
 HIDDEN = (
     *(_hidden(name, str if name == "pooling_method" else bool) for name in _MEANINGLESS),
-    _hidden("embedding_dtype", str),
     _hidden("device_id", str),
 )
 
@@ -59,21 +58,11 @@ def translate(source: Source, notes: list[str]) -> Source:
     return translated
 
 
-def check_hidden(sources: Sequence[Source], notes: list[str]) -> None:
-    """Note every setting that has no meaning here.
-
-    Raises:
-        BadSetting: vectors of another type were asked for; floats would silently break that caller.
-    """
+def note_hidden(sources: Sequence[Source], notes: list[str]) -> None:
+    """Note every setting that has no meaning here."""
     for name, reason in _MEANINGLESS.items():
         if given := _first(sources, name):
             notes.append(f"{given.origin} has no meaning here: {reason}")
-    if given := _first(sources, "embedding_dtype"):
-        other = next((text for text in given.texts if text not in ("float32", "")), None)
-        if other is not None:
-            raise BadSetting(
-                f"{given.origin} {other!r} cannot be used: vectors are float32; leave the flag out"
-            )
 
 
 def with_device_ids(settings: ServerSettings, sources: Sequence[Source], notes: list[str]) -> ServerSettings:

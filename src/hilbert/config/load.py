@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hilbert.config.infinity import HIDDEN, check_hidden, translate, with_device_ids
+from hilbert.config.infinity import HIDDEN, note_hidden, translate, with_device_ids
 from hilbert.config.option import Option, options_of
 from hilbert.config.settings import ModelSettings, ServerSettings
 from hilbert.config.sources import BadSetting, Source, from_environment, from_flags
@@ -45,7 +45,7 @@ def load(
     sources = [
         translate(source, notes) for source in (from_flags(argv, options), from_environment(environ, options))
     ]
-    check_hidden(sources, notes)
+    note_hidden(sources, notes)
     defaults = {o.name: o.infinity_default for o in OPTIONS if o.infinity_default is not None}
     settings = combine(sources, defaults, mismatch_exit_code=1)
     return with_device_ids(settings, sources, notes), notes

@@ -17,6 +17,8 @@ DEFAULT_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 Engine = Literal["auto", "openvino", "torch"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TaskName = Literal["auto", "embed", "sparse_embed", "multi_embed", "rerank", "classify"]
+EmbeddingDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 
@@ -85,6 +87,17 @@ class ModelSettings:
         metavar="DEVICE",
         check=_device,
         infinity="DEVICE",
+        per_model=True,
+    )
+    task: TaskName = option(
+        "auto",
+        "what the model is served for; auto asks its repository",
+        per_model=True,
+    )
+    embedding_dtype: EmbeddingDtype = option(
+        "float32",
+        "type of the vectors in answers to requests that name none",
+        infinity="EMBEDDING_DTYPE",
         per_model=True,
     )
     max_batch_tokens: int | None = option(
