@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +12,14 @@ import numpy as np
 import openai
 import pytest
 
+import hilbert
 from hilbert.api.classify import Classification
 from hilbert.api.cohere.protocol import CohereError, Ranking
 from hilbert.api.infinity.protocol import FormError, InfinityRanking
 from hilbert.api.openai.protocol import EmbeddingList, ErrorBody, SparseEmbeddingList
 from hilbert.api.sie.protocol import Encoded, SieError
 from hilbert.core import EmbedRequest, OutputDtype, OutputType, Task, quantize
+from hilbert.errors import UnsupportedTask
 from hilbert.processors import PairProcessor, TextProcessor
 from hilbert.testing.runtime import fake_logits, fake_sparse, fake_token_vectors, fake_vector
 
@@ -389,3 +392,28 @@ def test_the_models_default_dtype(serve):
     with openai.OpenAI(base_url=server.url + "/v1", api_key="k") as client:
         rows = np.array([x.embedding for x in client.embeddings.create(model="m", input=TEXTS).data])
     assert np.array_equal(rows, quantize(full, OutputDtype.INT8))
+
+
+# -- our own client ---------------------------------------------------------------------------------
+
+
+def test_the_client_reranks_and_classifies(reranker, classifier):
+    with hilbert.Client(reranker.url) as client:
+        hits = client.rerank(QUERY, DOCUMENTS, top_n=2, raw_scores=True)
+        with pytest.raises(UnsupportedTask, match="does not support `embed`"):
+            client.embed("a")
+    asked = {"query": QUERY, "documents": DOCUMENTS, "top_n": 2, "raw_scores": True}
+    results = reranker.post("/v1/rerank", asked).json()["results"]
+    assert [(h.index, h.score) for h in hits] == [(r["index"], r["relevance_score"]) for r in results]
+
+    async def both() -> tuple[Any, Any]:
+        async with hilbert.AsyncClient(classifier.url + "/v1") as client:
+            with pytest.raises(UnsupportedTask, match="3 labels"):
+                await client.rerank("a", ["b"])
+            return await client.classify("one"), await client.classify(["one"], raw_scores=True)
+
+    with hilbert.Client(classifier.url) as client:
+        labels = client.classify("one")
+    scores, logits = asyncio.run(both())
+    assert scores == labels and abs(sum(x.score for x in labels[0]) - 1) < 1e-5
+    assert [x.label for x in logits[0]] == [x.label for x in labels[0]]

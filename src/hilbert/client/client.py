@@ -1,4 +1,4 @@
-"""`Client` and `AsyncClient`: vectors from a Hilbert server in one call."""
+"""`Client` and `AsyncClient`: vectors, rankings and classes from a Hilbert server in one call."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ import httpx2
 from hilbert.client.wire import (
     DEFAULT_URL,
     FloatArray,
+    Hit,
+    LabelScore,
+    classify_body,
     embed_body,
-    embeddings_url,
     headers,
+    read_classes,
     read_error,
+    read_ranking,
     read_vectors,
+    rerank_body,
+    v1_url,
 )
 
 # Longer than the server's own limit for one request, so that its answer arrives first.
@@ -37,7 +43,7 @@ class Client:
         api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        self._url = embeddings_url(base_url)
+        self._url = v1_url(base_url)
         self._http = httpx2.Client(headers=headers(api_key), timeout=timeout)
 
     def embed(
@@ -68,7 +74,7 @@ class Client:
             httpx2.TransportError: no answer came.
         """
         response = self._http.post(
-            self._url,
+            f"{self._url}/embeddings",
             content=embed_body(
                 texts,
                 model=model,
@@ -79,7 +85,57 @@ class Client:
                 truncate=truncate,
             ),
         )
-        return _vectors_of(response)
+        return read_vectors(_content_of(response))
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        model: str | None = None,
+        *,
+        top_n: int | None = None,
+        raw_scores: bool = False,
+        truncate: bool = True,
+    ) -> list[Hit]:
+        """Documents in the order of their relevance to a query, best first.
+
+        Args:
+            query: the query.
+            documents: at least one.
+            model: which model; not needed where the server has one.
+            top_n: return only so many of the best.
+            raw_scores: a cross-encoder's logits instead of their sigmoid.
+            truncate: cut texts that are too long for the model; when false they are an error.
+        Raises:
+            ServingError: the server refused.
+            httpx2.TransportError: no answer came.
+        """
+        body = rerank_body(
+            query, documents, model=model, top_n=top_n, raw_scores=raw_scores, truncate=truncate
+        )
+        return read_ranking(_content_of(self._http.post(f"{self._url}/rerank", content=body)))
+
+    def classify(
+        self,
+        texts: str | Sequence[str],
+        model: str | None = None,
+        *,
+        raw_scores: bool = False,
+        truncate: bool = True,
+    ) -> list[list[LabelScore]]:
+        """The scores of all classes for each text, best first.
+
+        Args:
+            texts: one text or several.
+            model: which model; not needed where the server has one.
+            raw_scores: logits instead of probabilities.
+            truncate: cut texts that are too long for the model; when false they are an error.
+        Raises:
+            ServingError: the server refused.
+            httpx2.TransportError: no answer came.
+        """
+        body = classify_body(texts, model=model, raw_scores=raw_scores, truncate=truncate)
+        return read_classes(_content_of(self._http.post(f"{self._url}/classify", content=body)))
 
     def close(self) -> None:
         """Close the connections."""
@@ -106,7 +162,7 @@ class AsyncClient:
         api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        self._url = embeddings_url(base_url)
+        self._url = v1_url(base_url)
         self._http = httpx2.AsyncClient(headers=headers(api_key), timeout=timeout)
 
     async def embed(
@@ -122,7 +178,7 @@ class AsyncClient:
     ) -> FloatArray:
         """As `Client.embed`."""
         response = await self._http.post(
-            self._url,
+            f"{self._url}/embeddings",
             content=embed_body(
                 texts,
                 model=model,
@@ -133,7 +189,35 @@ class AsyncClient:
                 truncate=truncate,
             ),
         )
-        return _vectors_of(response)
+        return read_vectors(_content_of(response))
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        model: str | None = None,
+        *,
+        top_n: int | None = None,
+        raw_scores: bool = False,
+        truncate: bool = True,
+    ) -> list[Hit]:
+        """As `Client.rerank`."""
+        body = rerank_body(
+            query, documents, model=model, top_n=top_n, raw_scores=raw_scores, truncate=truncate
+        )
+        return read_ranking(_content_of(await self._http.post(f"{self._url}/rerank", content=body)))
+
+    async def classify(
+        self,
+        texts: str | Sequence[str],
+        model: str | None = None,
+        *,
+        raw_scores: bool = False,
+        truncate: bool = True,
+    ) -> list[list[LabelScore]]:
+        """As `Client.classify`."""
+        body = classify_body(texts, model=model, raw_scores=raw_scores, truncate=truncate)
+        return read_classes(_content_of(await self._http.post(f"{self._url}/classify", content=body)))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -151,7 +235,7 @@ class AsyncClient:
         await self.aclose()
 
 
-def _vectors_of(response: httpx2.Response) -> FloatArray:
+def _content_of(response: httpx2.Response) -> bytes:
     if response.status_code != 200:
         raise read_error(
             response.status_code,
@@ -159,4 +243,4 @@ def _vectors_of(response: httpx2.Response) -> FloatArray:
             response.content,
             response.headers.get("retry-after"),
         )
-    return read_vectors(response.content)
+    return response.content

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -40,10 +41,39 @@ class _Refusal(msgspec.Struct):
     detail: msgspec.Raw = msgspec.Raw()
 
 
-def embeddings_url(base_url: str) -> str:
-    """The route; `base_url` may end in ``/v1``, as OpenAI's clients want it, or not."""
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A document that was ranked: its place in the request, and its score."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A class and its score."""
+
+    label: str
+    score: float
+
+
+class _Ranked(msgspec.Struct):
+    index: int
+    relevance_score: float
+
+
+class _Ranking(msgspec.Struct):
+    results: list[_Ranked]
+
+
+class _Classes(msgspec.Struct):
+    data: list[list[LabelScore]]
+
+
+def v1_url(base_url: str) -> str:
+    """Where the routes are; `base_url` may end in ``/v1``, as OpenAI's clients want it, or not."""
     base = base_url.rstrip("/")
-    return f"{base}/embeddings" if base.endswith("/v1") else f"{base}/v1/embeddings"
+    return base if base.endswith("/v1") else f"{base}/v1"
 
 
 def headers(api_key: str | None) -> dict[str, str]:
@@ -74,6 +104,65 @@ def embed_body(
         "truncate": None if truncate else False,
     }
     return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+
+
+def rerank_body(
+    query: str,
+    documents: Sequence[str],
+    *,
+    model: str | None,
+    top_n: int | None,
+    raw_scores: bool,
+    truncate: bool,
+) -> bytes:
+    """The JSON of one rerank request."""
+    fields = {
+        "query": query,
+        "documents": list(documents),
+        "model": model,
+        "top_n": top_n,
+        "raw_scores": raw_scores or None,
+        "truncate": None if truncate else False,
+    }
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+
+
+def classify_body(
+    texts: str | Sequence[str], *, model: str | None, raw_scores: bool, truncate: bool
+) -> bytes:
+    """The JSON of one classify request."""
+    fields = {
+        "input": [texts] if isinstance(texts, str) else list(texts),
+        "model": model,
+        "raw_scores": raw_scores or None,
+        "truncate": None if truncate else False,
+    }
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+
+
+def read_ranking(content: bytes) -> list[Hit]:
+    """The documents, best first.
+
+    Raises:
+        ServingError: this is not the answer of a reranker.
+    """
+    try:
+        results = msgspec.json.decode(content, type=_Ranking).results
+    except msgspec.DecodeError as error:
+        raise ServingError(f"The server's answer is not a ranking: {error}") from None
+    return [Hit(result.index, result.relevance_score) for result in results]
+
+
+def read_classes(content: bytes) -> list[list[LabelScore]]:
+    """All classes of each text, best first.
+
+    Raises:
+        ServingError: this is not the answer of a classifier.
+    """
+    try:
+        return msgspec.json.decode(content, type=_Classes).data
+    except msgspec.DecodeError as error:
+        raise ServingError(f"The server's answer is not a classification: {error}") from None
 
 
 def read_vectors(content: bytes) -> FloatArray:

@@ -68,10 +68,11 @@ class Facts:
 
     def cannot(self, task: Task, why: str = "") -> UnsupportedTask:
         """The error that this model is not one for this task."""
-        able = [t for t in tasks_of(self.spec) if t is not task]
-        reason = f": {why}" if why else ""
+        lacking = {t for output, t in _TASK_OF.items() if output not in self.outputs}
+        able = [t for t in tasks_of(self.spec) if t is not task and t not in lacking]
+        reason, others = f": {why}" if why else "", ", ".join(able) or "nothing else"
         return UnsupportedTask(
-            f"The model {self.name} does not support `{task}`{reason}. It can: {', '.join(able)}.",
+            f"The model {self.name} does not support `{task}`{reason}. It can: {others}.",
             param="model",
         )
 
