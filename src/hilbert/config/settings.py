@@ -152,7 +152,7 @@ class ServerSettings:
     )
     url_prefix: str = option(
         "",
-        "put this path before every route but /health, /metrics and the probes",
+        "serve every route under this path, too; /health, /metrics and the probes stay where they are",
         metavar="PATH",
         check=_url_prefix,
         default_note="none",

@@ -140,6 +140,7 @@ class ArtifactStore:
             The artifact's folder: ours, or that of another process which was first.
         """
         write_manifest(work, spec, program)
+        publish(work)
         folder = self._artifacts / key
         try:
             os.rename(work, folder)
@@ -171,6 +172,15 @@ class ArtifactStore:
             f"the cache folder {self._root} cannot be written: {why}; free some space, or name another "
             "folder with --cache-dir or HILBERT_CACHE_DIR"
         )
+
+
+def publish(folder: Path) -> None:
+    """Give a folder made by `tempfile` the rights that this process gives to what it makes."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)
 
 
 def seal(folder: Path) -> None:

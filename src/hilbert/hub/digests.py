@@ -98,7 +98,8 @@ def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
             settled = {
                 name: entry for name, entry in memo.items() if max(entry[0][3:]) < now - RACY_NANOSECONDS
             }
-            _write_memo(memo_file, settled)
+            if settled:
+                _write_memo(memo_file, settled)
     except OSError as error:
         raise ModelUnavailable(f"{error.filename or folder} cannot be read: {error.strerror}.") from error
     return {name: memo[name][1] for name in names}

@@ -32,6 +32,10 @@ class EncodeWork:
         self.outputs = request.outputs
         self.num_inputs = len(request.inputs)
         self.timeout_seconds = request.timeout_seconds
+        # An unknown name is refused when the inputs are tokenized.
+        named = facts.spec.prompts.get(request.prompt_name or facts.spec.default_prompt_name or "", "")
+        longest = max(map(len, facts.spec.prompts.values()), default=0) if request.input_type else 0
+        self._prompt_chars = max(len(request.prompt or named), longest)
 
     def check(self) -> None:
         """See `Work`."""
@@ -40,13 +44,14 @@ class EncodeWork:
 
     def estimate_tokens(self) -> int:
         """See `Work`."""
-        return self._facts.processor.estimate_tokens(self._request.inputs)
+        request = self._request
+        return self._facts.processor.estimate_tokens(
+            request.inputs, self._prompt_chars, truncate=request.truncate
+        )
 
     def is_small(self) -> bool:
         """See `Work`."""
-        request = self._request
-        num_chars = sum(map(len, request.inputs)) + len(request.prompt or "")
-        return num_chars < self._facts.processor.inline_chars
+        return self._facts.processor.is_small(self._request.inputs, self._prompt_chars)
 
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
         """See `Work`."""

@@ -83,8 +83,10 @@ class PairWork:
 
     def estimate_tokens(self) -> int:
         """See `Work`."""
-        query = self._request.query
-        return self._facts.processor.estimate_tokens([query + d for d in self._request.documents])
+        request = self._request
+        return self._facts.processor.estimate_tokens(
+            request.documents, len(request.query), truncate=request.truncate
+        )
 
     def is_small(self) -> bool:
         """See `Work`."""

@@ -26,6 +26,11 @@ from hilbert.processors.words import WordTable, cut, splits_at_spaces
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+# A text of a million characters takes a second and 0.4 GB to tokenize; Infinity's limit is 122,880.
+MAX_TEXT_CHARS = 1_000_000
+# Of a whole request, every input counted with its prompt; tokenized a million at a time.
+MAX_REQUEST_CHARS = 64_000_000
+
 # About four characters a token in English prose; only admission uses it, before the true count is known.
 _CHARS_PER_TOKEN = 4
 _INT32_MAX = 2**31 - 1
@@ -107,15 +112,29 @@ class TextProcessor:
         """Tokens of the longest sequence, special tokens included; None where there is no limit."""
         return self._max_len
 
-    def is_small(self, inputs: AbstractSequence[str | IntArray]) -> bool:
-        """Whether tokenizing takes so little that a thread would cost more."""
-        return sum(map(len, inputs)) < self.inline_chars
+    def is_small(self, inputs: AbstractSequence[str | IntArray], prompt_chars: int = 0) -> bool:
+        """Whether tokenizing takes so little that a thread would cost more.
 
-    def estimate_tokens(self, inputs: AbstractSequence[str | IntArray]) -> int:
-        """A guess at the request's tokens, from lengths alone; for admission, before any tokenizing."""
-        limit = self._max_len or _INT32_MAX
+        Args:
+            inputs: of one request.
+            prompt_chars: characters that are put before each of them.
+        """
+        return sum(map(len, inputs)) + len(inputs) * prompt_chars < self.inline_chars
+
+    def estimate_tokens(
+        self, inputs: AbstractSequence[str | IntArray], prompt_chars: int = 0, *, truncate: bool = True
+    ) -> int:
+        """A guess at the request's tokens, from lengths alone; for admission, before any tokenizing.
+
+        Args:
+            inputs: of one request.
+            prompt_chars: characters that are put before each of them.
+            truncate: long inputs will be cut; else all their tokens must be counted, and so do here.
+        """
+        limit = (self._max_len if truncate else None) or _INT32_MAX
         return sum(
-            min(limit, (len(x) // _CHARS_PER_TOKEN if isinstance(x, str) else len(x)) + 2) for x in inputs
+            min(limit, ((len(x) + prompt_chars) // _CHARS_PER_TOKEN if isinstance(x, str) else len(x)) + 2)
+            for x in inputs
         )
 
     def encode(self, request: EmbedRequest, request_id: int) -> tuple[Sequence, ...]:
@@ -146,6 +165,7 @@ class TextProcessor:
             truncation would keep), and how many tokens it has in all; with `is_exact` false that may be
             too low for a text longer than the model takes.
         """
+        check_chars(texts)
         words, limit = self._words, self._max_len
         if words is not None:
             try:
@@ -203,6 +223,16 @@ class TextProcessor:
         request_id: int,
         first_index: int = 0,
     ) -> tuple[Sequence, ...]:
+        check_chars(texts, len(prompt), first_index)
+        pieces = _slices(texts, len(prompt))
+        if len(pieces) > 1:  # bounds the memory of what is tokenized at once
+            return tuple(
+                sequence
+                for piece in pieces
+                for sequence in self._encode_texts(
+                    texts[piece], prompt, truncate, limit, request_id, first_index + piece.start
+                )
+            )
         prompted: AbstractSequence[str] = [prompt + text for text in texts] if prompt else texts
         prompt_len = self._prompt_len(prompt) if prompt and self._excludes_prompt else 0
         by_words = self._encode_by_words(prompted, truncate, limit)
@@ -305,6 +335,45 @@ class TextProcessor:
         """
         ids = self._tokenize([prompt])[0].ids
         return len(ids) - 1 if ids and ids[-1] in self._special_ids else len(ids)
+
+
+def check_chars(
+    texts: AbstractSequence[str], prompt_chars: int = 0, first_index: int = 0, name: str = "input"
+) -> None:
+    """Refuse texts that would cost seconds and gigabytes to tokenize, prompt included.
+
+    Raises:
+        InputTooLong: a text is longer than `MAX_TEXT_CHARS`, or all are longer than `MAX_REQUEST_CHARS`.
+    """
+    num_chars = len(texts) * prompt_chars
+    for index, text in enumerate(texts, start=first_index):
+        num_chars += len(text)
+        if len(text) + prompt_chars > MAX_TEXT_CHARS:
+            raise InputTooLong(
+                f"{name}[{index}] has {len(text) + prompt_chars:,} characters, its prompt included; at most "
+                f"{MAX_TEXT_CHARS:,} are taken. Split it.",
+                param=name,
+                index=index,
+            )
+    if num_chars > MAX_REQUEST_CHARS:
+        raise InputTooLong(
+            f"The {len(texts)} inputs have {num_chars:,} characters with their prompts; a request may have "
+            f"{MAX_REQUEST_CHARS:,}. Send fewer at once.",
+            param=name,
+        )
+
+
+def _slices(texts: AbstractSequence[str], prompt_chars: int) -> list[slice]:
+    """Runs of texts of at most `MAX_TEXT_CHARS` characters together."""
+    slices, start, num_chars = [], 0, 0
+    for index, text in enumerate(texts):
+        size = len(text) + prompt_chars
+        if num_chars + size > MAX_TEXT_CHARS and index > start:
+            slices.append(slice(start, index))
+            start, num_chars = index, 0
+        num_chars += size
+    slices.append(slice(start, len(texts)))
+    return slices
 
 
 def token_array(ids: list[int], index: int) -> IntArray:

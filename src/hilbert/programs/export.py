@@ -128,7 +128,8 @@ def main() -> int:
     except ImportError as error:
         answer = {
             "error": "MissingDependency",
-            "message": f"tracing {order.spec.model_id} needs {error.name}: pip install 'hilbert[torch]', "
+            "message": f"tracing {order.spec.model_id} needs {error.name or 'torch'} ({error}): "
+            "pip install 'hilbert[torch]', "
             "or serve a folder made by `hilbert export` on a machine that has it",
         }
     print(json.dumps(answer), flush=True)

@@ -29,8 +29,12 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
 
         return StaticRuntime(spec)
     if _engine(settings) == "torch":
-        from hilbert.runtimes.torch_runtime import load_torch
-
+        try:
+            from hilbert.runtimes.torch_runtime import load_torch
+        except ImportError as error:
+            raise MissingDependency(
+                f"engine torch needs {error.name or 'torch'} ({error}): pip install 'hilbert[torch]'"
+            ) from error
         return load_torch(spec, settings)
     if plan(spec)[0] == "sentence-transformers":
         return _last_resort(spec, settings, spec.reason)

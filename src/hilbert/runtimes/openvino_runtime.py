@@ -36,6 +36,7 @@ from hilbert.hub.artifacts import (
     cpu_isa,
     fingerprint,
     is_intact,
+    publish,
     read_manifest,
     seal,
     write_manifest,
@@ -188,6 +189,7 @@ def export_folder(
                     break
         shutil.copyfile(tokenizer, work / "tokenizer.json")
         write_manifest(work, spec, program)
+        publish(work)
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(work, folder, dirs_exist_ok=True)
     return program
