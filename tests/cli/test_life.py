@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from conftest import hilbert, is_alive
+from cli_house import hilbert, is_alive
 
 from hilbert.testing.models import tiny_model
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from conftest import clean_environment, hilbert, is_alive
+from cli_house import clean_environment, hilbert, is_alive
 
 from hilbert.config import available_threads
 from hilbert.testing.models import tiny_model

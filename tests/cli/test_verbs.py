@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import clean_environment, hilbert
+from cli_house import clean_environment, hilbert
 
 import hilbert as package
 from hilbert.config import DEFAULT_MODEL_ID
