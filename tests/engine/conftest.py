@@ -90,6 +90,7 @@ class Bench:
 @pytest.fixture
 def make_bench() -> Iterator[Any]:
     benches: list[Bench] = []
+    before = set(threading.enumerate())
 
     def make(
         runtime: FakeRuntime | None = None,
@@ -115,8 +116,7 @@ def make_bench() -> Iterator[Any]:
         bench.engine.stop()
         assert bench.engine.health is Health.STOPPED
         assert bench.engine.num_requests == 0
-    left = [t.name for t in threading.enumerate() if t.name.startswith("engine-")]
-    for thread in threading.enumerate():
-        if thread.name in left:
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("engine-"):
             thread.join(PATIENCE)
             assert not thread.is_alive(), f"{thread.name} is still there"
