@@ -134,6 +134,7 @@ BAD = {
     "--threads=0": ["--threads", "from 1 to 4096"],
     "--request-timeout=nan": ["--request-timeout", "'nan'", "number of at least"],
     "--request-timeout=0": ["at least"],
+    "--worker-timeout=inf": ["--worker-timeout", "'inf'", "number of at least"],
     "--engine=onnx": ["--engine", "'onnx'", "auto, openvino, torch"],
     "--device=gpu": ["--device", "'gpu'", "cuda:1"],
     "--url-prefix=v1": ["--url-prefix", "'v1'", "Path must start with '/' and must not end with '/'"],

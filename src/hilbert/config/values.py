@@ -5,6 +5,7 @@ Pure; knows nothing of flags or environment. Raises `ValueError` whose text is t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hilbert.config.option import Option
@@ -54,7 +55,11 @@ def _number(option: Option, text: str) -> int | float:
         value: int | float = option.kind(text)
     except ValueError:
         raise ValueError(remedy) from None
-    # `not (low <= value)` also turns NaN away.
-    if (low is not None and not low <= value) or (high is not None and not value <= high):
+    # `not (low <= value)` also turns NaN away; infinity is no time that anybody can wait for.
+    if (
+        math.isinf(value)
+        or (low is not None and not low <= value)
+        or (high is not None and not value <= high)
+    ):
         raise ValueError(remedy)
     return value
