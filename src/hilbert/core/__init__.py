@@ -12,13 +12,16 @@ from hilbert.core.calls import (
     RerankResult,
     Scale,
 )
+from hilbert.core.media import Media, MediaRef, Modality
 from hilbert.core.quantize import OutputDtype, quantize
 from hilbert.core.request import (
     DENSE_ONLY,
+    NO_IDS,
     Batch,
     BatchOutput,
     EmbedRequest,
     EmbedResult,
+    Input,
     Output,
     OutputType,
     Request,
@@ -27,8 +30,10 @@ from hilbert.core.request import (
     Timing,
 )
 from hilbert.core.spec import (
+    AudioProcessing,
     ClassifierModule,
     DenseModule,
+    ImageProcessing,
     LayerNormModule,
     ModelSpec,
     Module,
@@ -38,14 +43,19 @@ from hilbert.core.spec import (
     PoolingModule,
     SpladeModule,
     Task,
+    TextProjectionModule,
+    TextTower,
     TokenVectorsModule,
     TokenWeightsModule,
+    Tower,
 )
 from hilbert.core.tasks import tasks_of, with_task
 from hilbert.core.vectors import finish_vectors
 
 __all__ = [
     "DENSE_ONLY",
+    "NO_IDS",
+    "AudioProcessing",
     "Batch",
     "BatchOutput",
     "ClassifierModule",
@@ -55,7 +65,12 @@ __all__ = [
     "EmbedRequest",
     "EmbedResult",
     "EncodeResult",
+    "ImageProcessing",
+    "Input",
     "LayerNormModule",
+    "Media",
+    "MediaRef",
+    "Modality",
     "ModelSpec",
     "Module",
     "MultivectorSpec",
@@ -73,9 +88,12 @@ __all__ = [
     "SparseVector",
     "SpladeModule",
     "Task",
+    "TextProjectionModule",
+    "TextTower",
     "Timing",
     "TokenVectorsModule",
     "TokenWeightsModule",
+    "Tower",
     "finish_vectors",
     "quantize",
     "tasks_of",

@@ -13,10 +13,15 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from hilbert.core.media import Media, MediaRef, Modality
 from hilbert.errors import ServingError
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+Input = str | IntArray | Media | MediaRef
+
+NO_IDS: IntArray = np.empty(0, np.int32)
+"""The token ids of what has none."""
 
 
 class OutputType(StrEnum):
@@ -36,8 +41,9 @@ class EmbedRequest:
     """One call for vectors, in the words of no dialect.
 
     Attributes:
-        inputs: texts, or arrays of the model's own token ids (taken as they are, special tokens included).
-        prompt: text put before every input; wins over `prompt_name`.
+        inputs: texts, arrays of the model's own token ids (taken as they are, special tokens included),
+            images or sounds.
+        prompt: text put before every text; wins over `prompt_name`.
         prompt_name: one of the model's prompts. ``""`` means none, None means the model's default.
         input_type: ``"query"`` or ``"document"``: picks the model's prompt of that meaning.
         truncate: cut inputs to the model's length; when false a longer input is an error.
@@ -47,7 +53,7 @@ class EmbedRequest:
         outputs: the kinds of vector wanted; all come from one pass.
     """
 
-    inputs: tuple[str | IntArray, ...]
+    inputs: tuple[Input, ...]
     prompt: str | None = None
     prompt_name: str | None = None
     input_type: str | None = None
@@ -83,9 +89,13 @@ class Sequence:
     Attributes:
         request_id: the request it belongs to.
         index: its place in that request, from 0.
-        input_ids: ``[n]`` int32, special tokens included, n ≥ 1.
+        input_ids: ``[n]`` int32, special tokens included, n ≥ 1; `NO_IDS` for an image or a sound.
         token_type_ids: ``[n]`` int32, or None where all are zero.
         prompt_len: leading tokens that `include_prompt: false` keeps out of the pool.
+        features: what the tower of another modality reads, C-contiguous: a picture's ``[C, H, W]``, a
+            spectrogram; None for text.
+        modality: which tower that is.
+        num_feature_tokens: tokens that the tower makes of the features (its patches, its class token).
     """
 
     request_id: int
@@ -93,11 +103,14 @@ class Sequence:
     input_ids: IntArray
     token_type_ids: IntArray | None = None
     prompt_len: int = 0
+    features: FloatArray | None = None
+    modality: Modality = Modality.TEXT
+    num_feature_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the linear layers will see."""
-        return len(self.input_ids)
+        return len(self.input_ids) or self.num_feature_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +125,7 @@ class Request:
     @property
     def num_tokens(self) -> int:
         """Tokens of all sequences."""
-        return sum(len(s.input_ids) for s in self.sequences)
+        return sum(s.num_tokens for s in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +138,7 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Real tokens, rounding not counted."""
-        return sum(len(s.input_ids) for s in self.sequences)
+        return sum(s.num_tokens for s in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from hilbert.core.media import Modality
+
 
 class Task(StrEnum):
     """What a model is served for."""
@@ -105,6 +107,12 @@ class TokenVectorsModule(msgspec.Struct, frozen=True, tag="token_vectors"):
     skip_first: bool = False
 
 
+class TextProjectionModule(msgspec.Struct, frozen=True, tag="text_projection"):
+    """What a dual model itself puts between its pooled text and the space that it shares with the tower."""
+
+    out_features: int
+
+
 Module = (
     PoolingModule
     | DenseModule
@@ -114,6 +122,7 @@ Module = (
     | ClassifierModule
     | TokenWeightsModule
     | TokenVectorsModule
+    | TextProjectionModule
 )
 
 
@@ -133,6 +142,89 @@ class MultivectorSpec(msgspec.Struct, frozen=True):
     expansion_id: int | None = None
     attends_to_expansion: bool = False
     skip_ids: tuple[int, ...] = ()
+
+
+class ImageProcessing(msgspec.Struct, frozen=True, tag="image"):
+    """How an image becomes a tower's ``[C, H, W]``, in the order of the fields.
+
+    Attributes:
+        shortest_edge: resize so that the shorter edge has so many pixels; 0 for not.
+        height: resize to exactly this height and `width`; 0 for not.
+        width: see `height`.
+        resample: Pillow's number of the filter.
+        crop_height: cut the middle out, or pad with black; 0 for not.
+        crop_width: see `crop_height`.
+        scale: factor on the 0 to 255 of a colour.
+        mean: subtracted per channel; empty for none.
+        std: divided by per channel.
+    """
+
+    shortest_edge: int = 0
+    height: int = 0
+    width: int = 0
+    resample: int = 3
+    crop_height: int = 0
+    crop_width: int = 0
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+class AudioProcessing(msgspec.Struct, frozen=True, tag="audio"):
+    """How a sound becomes CLAP's log-mel spectrogram; the fields are ClapFeatureExtractor's.
+
+    `is_fused`: four spectrograms, of the whole and of three parts, where a lone one is ``[1, frames, mels]``.
+    """
+
+    sampling_rate: int = 48_000
+    num_mels: int = 64
+    window: int = 1024
+    hop: int = 480
+    max_seconds: float = 10
+    min_hertz: float = 0
+    max_hertz: float = 14_000
+    padding: str = "repeatpad"
+    is_fused: bool = True
+
+    @property
+    def max_samples(self) -> int:
+        """Samples that the tower hears."""
+        return int(self.max_seconds * self.sampling_rate)
+
+
+class Tower(msgspec.Struct, frozen=True):
+    """The part of a dual model that reads another modality than text.
+
+    Attributes:
+        modality: what it reads.
+        shape: of the features of one input.
+        num_tokens: what one input costs, in tokens of a transformer as wide as the tower's last layer.
+        processing: how an input becomes features.
+    """
+
+    modality: Modality
+    shape: tuple[int, ...]
+    num_tokens: int
+    processing: ImageProcessing | AudioProcessing
+
+
+class TextTower(msgspec.Struct, frozen=True):
+    """How a dual model wants its token ids.
+
+    Attributes:
+        length: pad to so many tokens, which the others then see (SigLIP); 0 for not.
+        padding_id: what to pad with.
+        pads_left: pad in front.
+        end_id: nothing counts that follows the first token of this id (CLIP); -1 for the first of the
+            highest id, None where everything counts.
+        strips_punctuation: the tokenizer drops ASCII punctuation and repeated spaces (SigLIP).
+    """
+
+    length: int = 0
+    padding_id: int = 0
+    pads_left: bool = False
+    end_id: int | None = None
+    strips_punctuation: bool = False
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
@@ -173,6 +265,9 @@ class ModelSpec(msgspec.Struct, frozen=True):
         truncate_dim: the length that sentence-transformers cuts vectors to by default; None for all.
         special_ids: token ids of the tokenizer's special tokens, which sparse vectors leave out.
         multivector: how queries and documents of a late-interaction model are encoded; None for others.
+        modalities: what its inputs may be.
+        towers: the parts that read other modalities than text.
+        text_tower: how a dual model wants its token ids; None for other models.
     """
 
     model_id: str
@@ -205,6 +300,9 @@ class ModelSpec(msgspec.Struct, frozen=True):
     truncate_dim: int | None = None
     special_ids: tuple[int, ...] = ()
     multivector: MultivectorSpec | None = None
+    modalities: tuple[Modality, ...] = (Modality.TEXT,)
+    towers: tuple[Tower, ...] = ()
+    text_tower: TextTower | None = None
 
     @property
     def pooling(self) -> PoolingModule | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from hilbert.core.media import Modality
 from hilbert.core.spec import ClassifierModule, ModelSpec, SpladeModule, Task, TokenWeightsModule
 from hilbert.errors import UnsupportedTask
+
+_TASK_OF = {Modality.IMAGE: Task.IMAGE_EMBED, Modality.AUDIO: Task.AUDIO_EMBED}
 
 
 def tasks_of(spec: ModelSpec) -> tuple[Task, ...]:
@@ -21,7 +24,8 @@ def tasks_of(spec: ModelSpec) -> tuple[Task, ...]:
         tasks = [spec.task]  # what more it can do, only sentence-transformers knows
     else:
         tasks = [Task.EMBED, Task.RERANK]
-        if spec.kind == "transformer":
+        tasks += [_TASK_OF[m] for m in spec.modalities if m in _TASK_OF]
+        if spec.kind == "transformer" and not spec.towers:
             tasks.append(Task.MULTI_EMBED)
         if any(isinstance(m, TokenWeightsModule) for m in spec.modules):
             tasks.append(Task.SPARSE_EMBED)

@@ -40,6 +40,7 @@ class EncodeWork:
     def check(self) -> None:
         """See `Work`."""
         self._facts.require(self.outputs)
+        self._facts.check_modalities(self._request.inputs)
         self._facts.check_dimensions(self._request.dimensions, self.outputs)
 
     def estimate_tokens(self) -> int:

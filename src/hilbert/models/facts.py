@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hilbert.core import ClassifierModule, ModelSpec, OutputType, Task, TokenVectorsModule, tasks_of
+from hilbert.core import (
+    ClassifierModule,
+    Input,
+    Media,
+    MediaRef,
+    Modality,
+    ModelSpec,
+    OutputType,
+    Task,
+    TokenVectorsModule,
+    tasks_of,
+)
 from hilbert.errors import InvalidInput, UnsupportedTask
 from hilbert.processors import TextProcessor
 from hilbert.runtimes.base import RuntimeInfo
@@ -55,6 +67,26 @@ class Facts:
     def skips_first(self) -> bool:
         """Whether the vector of the first token is left out (bge-m3)."""
         return any(isinstance(m, TokenVectorsModule) and m.skip_first for m in self.spec.modules)
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What its inputs may be."""
+        return self.spec.modalities
+
+    def check_modalities(self, inputs: Iterable[Input]) -> None:
+        """Refuse images and sounds that the model has no tower for.
+
+        Raises:
+            UnsupportedTask: there is one; the message names it.
+        """
+        for index, given in enumerate(inputs):
+            if isinstance(given, Media | MediaRef) and given.modality not in self.modalities:
+                able = " and ".join(self.modalities)
+                raise UnsupportedTask(
+                    f"input[{index}] is {given.modality}; the model {self.name} takes {able} only.",
+                    param="input",
+                    index=index,
+                )
 
     def require(self, outputs: frozenset[OutputType]) -> None:
         """Refuse what the model cannot return.

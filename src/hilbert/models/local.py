@@ -25,6 +25,7 @@ from hilbert.core import (
     ClassifyRequest,
     EmbedRequest,
     EncodeResult,
+    Input,
     ModelSpec,
     OutputType,
     RerankRequest,
@@ -371,7 +372,7 @@ class Model:
             for task in pieces:
                 task.cancel()
 
-    async def _piece(self, request: EmbedRequest, inputs: tuple[str | IntArray, ...]) -> EncodeResult:
+    async def _piece(self, request: EmbedRequest, inputs: tuple[Input, ...]) -> EncodeResult:
         if inputs:
             return await self._served.encode(replace(request, inputs=inputs))
         facts, outputs = self._served.facts, request.outputs

@@ -11,11 +11,11 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from hilbert.core import EmbedRequest, ModelSpec, Sequence
+from hilbert.core import EmbedRequest, Input, Media, MediaRef, ModelSpec, Sequence
 from hilbert.core.request import IntArray
 from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
 from hilbert.processors.frame import Frame
@@ -112,17 +112,20 @@ class TextProcessor:
         """Tokens of the longest sequence, special tokens included; None where there is no limit."""
         return self._max_len
 
-    def is_small(self, inputs: AbstractSequence[str | IntArray], prompt_chars: int = 0) -> bool:
+    def is_small(self, inputs: AbstractSequence[Input], prompt_chars: int = 0) -> bool:
         """Whether tokenizing takes so little that a thread would cost more.
 
         Args:
             inputs: of one request.
             prompt_chars: characters that are put before each of them.
         """
-        return sum(map(len, inputs)) + len(inputs) * prompt_chars < self.inline_chars
+        if len(self.spec.modalities) > 1 and any(isinstance(x, Media | MediaRef) for x in inputs):
+            return False
+        texts = cast("AbstractSequence[str | IntArray]", inputs)
+        return sum(map(len, texts)) + len(texts) * prompt_chars < self.inline_chars
 
     def estimate_tokens(
-        self, inputs: AbstractSequence[str | IntArray], prompt_chars: int = 0, *, truncate: bool = True
+        self, inputs: AbstractSequence[Input], prompt_chars: int = 0, *, truncate: bool = True
     ) -> int:
         """A guess at the request's tokens, from lengths alone; for admission, before any tokenizing.
 
@@ -134,7 +137,7 @@ class TextProcessor:
         limit = (self._max_len if truncate else None) or _INT32_MAX
         return sum(
             min(limit, ((len(x) + prompt_chars) // _CHARS_PER_TOKEN if isinstance(x, str) else len(x)) + 2)
-            for x in inputs
+            for x in cast("AbstractSequence[str | IntArray]", inputs)
         )
 
     def encode(self, request: EmbedRequest, request_id: int) -> tuple[Sequence, ...]:
@@ -210,7 +213,7 @@ class TextProcessor:
         return tuple(
             self._encode_texts((x,), prompt, truncate, limit, request_id, index)[0]
             if isinstance(x, str)
-            else self._check_ids(x, truncate, limit, request_id, index)
+            else self._check_ids(cast(IntArray, x), truncate, limit, request_id, index)
             for index, x in enumerate(inputs)
         )
 

@@ -55,7 +55,7 @@ class _Entry:
     __slots__ = ("balance", "deadline", "ends", "lane", "position", "sequences")
 
     def __init__(self, request: Request, lane: _Lane, balance: int) -> None:
-        lengths = [len(s.input_ids) for s in request.sequences]
+        lengths = [s.num_tokens for s in request.sequences]
         if not lengths:
             raise InvalidInput("a request needs at least one sequence", param="input")
         if 0 in lengths:
