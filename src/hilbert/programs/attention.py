@@ -63,9 +63,9 @@ def packed_attention(
     layout: Layout = _current.layout
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     rows = layout.attend(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        query.transpose(1, 2)[0],
+        key.transpose(1, 2)[0],
+        value.transpose(1, 2)[0],
         scale=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
         causal=causal,
         window=sliding_window,

@@ -14,7 +14,7 @@ from hilbert.core import ClassifierModule, ModelSpec, TokenVectorsModule
 Program = Literal["packed", "padded", "static", "sentence-transformers"]
 
 # Bump when the meaning of an artifact's inputs or outputs changes: older entries are then rebuilt.
-PROGRAM_VERSION = 2
+PROGRAM_VERSION = 3
 
 # Attention through transformers' AttentionInterface, checked by tests/parity/test_every_family.py.
 PACKED_FAMILIES = frozenset(

@@ -87,6 +87,7 @@ class GroupedLayout:
         """See `Layout.attend`."""
         heads, width = query.shape[1], query.shape[2]
         flat = [x.reshape(x.shape[0], -1) for x in (query, key, value)]
+        flat[0] = flat[0] * scale  # once here, not once for each group
         outputs = []
         for slots, mask in zip(self._slots, self._mask(causal, window), strict=True):
             q, k, v = (
@@ -96,7 +97,7 @@ class GroupedLayout:
             repeats = heads // key.shape[1]
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-            rows = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+            rows = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
             outputs.append(rows.transpose(1, 2).reshape(-1, heads * width))
         return embedding(self._unpad, torch.cat(outputs)).reshape(-1, heads, width)
 
