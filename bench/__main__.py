@@ -1,10 +1,10 @@
-"""`python -m bench`: the run of `make bench`."""
+"""`python -m bench`: the runs of `make bench`, one after another; its flags are those of run.py."""
 
+import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from run import main  # the line above makes it importable
-
-main()
+folder = Path(__file__).resolve().parent
+for script in ("run.py", "outputs.py"):
+    flags = sys.argv[1:] if script == "run.py" else [a for a in sys.argv[1:] if a == "--quick"]
+    subprocess.run([sys.executable, str(folder / script), *flags], check=True)

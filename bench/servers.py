@@ -29,7 +29,8 @@ class Server:
         label: words for tables and plots.
         program: what is executed; kept out of results, as it is a path.
         arguments: the rest of the command; ``{port}`` and ``{model}`` are filled in.
-        path: the route that takes ``{"model", "input"}``.
+        path: the route that is loaded.
+        probe: a request for that route; its answer shows that the server works.
         grace_seconds: time to end after SIGTERM.
     """
 
@@ -38,6 +39,7 @@ class Server:
     program: tuple[str, ...]
     arguments: tuple[str, ...]
     path: str = "/embeddings"
+    probe: bytes = PROBE
     grace_seconds: float = 15.0
 
     def command(self, port: int) -> list[str]:
@@ -120,7 +122,7 @@ def running(server: Server, limit_seconds: float = 180.0) -> Iterator[Live]:
         )
         try:
             try:
-                first_vector(port, server.path, PROBE, lambda: process.poll() is None, limit_seconds)
+                first_vector(port, server.path, server.probe, lambda: process.poll() is None, limit_seconds)
             except RuntimeError as error:
                 raise RuntimeError(
                     f"{server.name}: {error}; see {log_file.relative_to(TMP.parent)}"
