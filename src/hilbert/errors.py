@@ -14,6 +14,7 @@
     │   └── PayloadTooLarge           413     no
     ├── CapacityError                           try again later
     │   ├── Overloaded                429     yes
+    │   ├── RateLimited               429     yes  (its caller's quota, not the server's room)
     │   ├── ModelLoading              503     yes
     │   ├── RequestTimeout            503     yes
     │   └── ShuttingDown              503     yes
@@ -136,6 +137,13 @@ class Overloaded(CapacityError):
 
     status = 429
     code = "overloaded"
+
+
+class RateLimited(CapacityError):
+    """The caller, or all of them together, have used up what they may ask for."""
+
+    status = 429
+    code = "rate_limit_exceeded"
 
 
 class ModelLoading(CapacityError):

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from hilbert.config.limits import wrong_limits
+from hilbert.config.networks import wrong_networks
 from hilbert.config.option import option
 
 DEFAULT_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -176,6 +178,12 @@ class ServerSettings:
     permissive_cors: bool = option(
         False, "let web pages of any origin call this server", infinity="PERMISSIVE_CORS"
     )
+    cors_origins: str = option(
+        "",
+        "origins, divided by commas, whose web pages may call this server",
+        metavar="ORIGINS",
+        default_note="none",
+    )
     api_key: str = option(
         "",
         "the key that clients must send as a bearer token; better set in the environment",
@@ -183,6 +191,47 @@ class ServerSettings:
         default_note="none, everyone may call",
         infinity="API_KEY",
         secret=True,
+    )
+    keys_file: str = option(
+        "",
+        "file of the keys that clients must send, one `<token> # <label>` a line; edits count at once",
+        metavar="FILE",
+        default_note="none",
+    )
+    limits_per_key: str = option(
+        "",
+        "what each key may ask for (each client address where no keys are asked for): any of `rate=80` "
+        "requests per second, `burst=50` requests, `tokens=100000` per minute, `concurrent=16` requests",
+        metavar="LIMITS",
+        check=wrong_limits,
+        default_note="no limits",
+    )
+    limits_overall: str = option(
+        "",
+        "what all callers together may ask for, in the same words",
+        metavar="LIMITS",
+        check=wrong_limits,
+        default_note="no limits",
+    )
+    trusted_proxies: str = option(
+        "",
+        "addresses or networks, divided by commas, whose `X-Forwarded-For` is believed; `private` is all "
+        "that are not public, `unix` whoever comes through `--uds`",
+        metavar="NETWORKS",
+        check=wrong_networks,
+        default_note="none",
+    )
+    ssl_certfile: str = option(
+        "",
+        "serve HTTPS with this certificate chain (PEM)",
+        metavar="FILE",
+        default_note="plain HTTP",
+    )
+    ssl_keyfile: str = option(
+        "",
+        "the certificate's private key (PEM)",
+        metavar="FILE",
+        default_note="in the certificate's file",
     )
     token: str = option(
         "",
@@ -221,6 +270,10 @@ class ServerSettings:
     request_timeout: float = option(
         60.0, "seconds after which a waiting request is dropped and answered 503", minimum=0.001
     )
+    header_timeout: float = option(
+        30.0, "seconds within which a request's headers must have come", minimum=0.01
+    )
+    idle_timeout: float = option(75.0, "seconds after which an idle connection is closed", minimum=0.01)
     worker_timeout: float = option(
         30.0, "seconds without a sign of life after which the worker is replaced", minimum=0.1
     )

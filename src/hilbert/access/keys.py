@@ -1,0 +1,59 @@
+"""From the headers of a request to the key that it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from hilbert.access.keyfile import ANONYMOUS, Key, KeyTable, digest_of
+from hilbert.access.watch import KeyFile
+from hilbert.errors import Unauthorized
+
+
+class Keys:
+    """The keys of a server: the one of ``--api-key``, those of ``--keys-file``, both, or none.
+
+    A key comes as ``Authorization: Bearer KEY``, as a bare ``KEY`` there, or as ``x-api-key``.
+
+    Args:
+        api_key: the single key; it may administer, as its holder owns the server. ``""`` for none.
+        keys_file: the file of further keys; ``""`` for none.
+    """
+
+    def __init__(self, api_key: str = "", keys_file: str = "") -> None:
+        digest = digest_of(api_key.encode())
+        self._single = KeyTable({digest: Key("api-key", digest, is_admin=True)} if api_key else {})
+        self._file = KeyFile(keys_file) if keys_file else None
+        self.is_open = not api_key and self._file is None
+        if self._file is not None:
+            self._file.table()  # what is wrong with it is said at the start
+
+    def identify(self, headers: Mapping[bytes, bytes]) -> Key:
+        """The key of a request; `ANONYMOUS` where none is asked for.
+
+        Raises:
+            Unauthorized: a key is required, and none or an unknown one was given.
+        """
+        if self.is_open:
+            return ANONYMOUS
+        table = self._file.table() if self._file is not None else _NONE
+        digests = [digest_of(token) for token in _tokens(headers)]
+        for digest in digests:
+            key = self._single.find(digest) or table.find(digest)
+            if key is not None:
+                return key
+        raise Unauthorized(
+            "The API key is wrong." if digests else "An API key is needed: send `Authorization: Bearer KEY`."
+        )
+
+
+_NONE = KeyTable({})
+
+
+def _tokens(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    scheme, _, rest = headers.get(b"authorization", b"").strip().partition(b" ")
+    token = rest.strip() if scheme.lower() == b"bearer" else scheme
+    if token:
+        yield token
+    token = headers.get(b"x-api-key", b"").strip()
+    if token:
+        yield token

@@ -1,0 +1,114 @@
+"""The keys file as it is now: an edit counts for the very next request.
+
+Each request asks the system for the file's identity (device, inode, size, both times), one call. Where it
+has changed, the file is read. Identity alone would miss a same-size edit within one tick of the file
+system's clock, so a file is read at every request until its identity has stood still for longer than
+any clock tick. Whatever cannot be read lets nobody in, and is said once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+
+from hilbert.access.keyfile import BadKeyFile, KeyTable, parse_keys
+
+logger = logging.getLogger(__name__)
+
+# The coarsest clocks of file systems (FAT's) tick every two seconds.
+_SETTLED_SECONDS = 3.0
+_CHUNK_BYTES = 1 << 20
+_NOBODY = KeyTable({})
+
+_Identity = tuple[int, int, int, int, int]
+
+
+class KeyFile:
+    """One keys file.
+
+    Args:
+        path: where it is, or will be; symbolic links are followed at each look.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._table = _NOBODY
+        self._identity: _Identity | None = None
+        self._since = 0.0
+        self._is_settled = False
+        self._content: bytes | None = None
+        self._complaint = ""
+
+    def table(self) -> KeyTable:
+        """The keys at this moment; none where the file cannot be used."""
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            return self._refuse(_why_not(error))
+        identity = (found.st_ino, found.st_size, found.st_ctime_ns, found.st_mtime_ns, found.st_dev)
+        if identity == self._identity and self._is_settled:
+            return self._table
+        if not stat.S_ISREG(found.st_mode):
+            return self._refuse(_what_it_is(found.st_mode))
+        return self._read(identity)
+
+    def _read(self, identity: _Identity) -> KeyTable:
+        now = self._clock()
+        if identity != self._identity:
+            self._identity, self._since, self._is_settled = identity, now, False
+        try:
+            content = _content(self._path, identity)
+        except OSError as error:
+            return self._refuse(_why_not(error))
+        self._is_settled = now - self._since > _SETTLED_SECONDS
+        if content == self._content:
+            return self._table
+        try:
+            table = parse_keys(content)
+        except BadKeyFile as error:
+            table = self._refuse(str(error))
+        else:
+            self._complaint = ""
+            for complaint in table.complaints:
+                logger.warning("keys file %s: %s", self._path, complaint)
+            logger.info("keys file %s: %d keys", self._path, len(table.keys))
+        self._content, self._table = content, table
+        return table
+
+    def _refuse(self, why: str) -> KeyTable:
+        self._content, self._table, self._is_settled = None, _NOBODY, False
+        if why != self._complaint:
+            self._complaint = why
+            logger.error("keys file %s lets nobody in: %s", self._path, why)
+        return _NOBODY
+
+
+def _content(path: str, identity: _Identity) -> bytes:
+    # Without blocking, should it have become a pipe since.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        content = os.read(file, identity[1] + 1)
+        while more := os.read(file, _CHUNK_BYTES):
+            content += more
+        return content
+    finally:
+        os.close(file)
+
+
+def _why_not(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist; `hilbert keys add LABEL` makes it"
+    if isinstance(error, PermissionError):
+        return "this user may not read it; change its mode or owner"
+    return f"it cannot be read ({error.strerror})"
+
+
+def _what_it_is(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "it is a folder (Docker makes one where a file to be mounted does not exist); put a file there"
+    return "it is not a regular file"
