@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -256,3 +257,82 @@ def test_worker_timeout(start, static) -> None:
     os.kill(worker, 19)  # SIGSTOP: it lives and says nothing
     assert server.post(["a"]).status_code == 200  # by the next worker
     assert not is_alive(worker) and server.children != [worker]
+
+
+def test_keys_file_limits_and_trusted_proxies(start, static, tmp_path) -> None:
+    keys = tmp_path / "api_keys.txt"
+    server = start(
+        "-m", static, "--keys-file", str(keys), "--limits-per-key", "rate=0.001 burst=2",
+        "--limits-overall", "rate=0.001 burst=3", "--trusted-proxies", "127.0.0.1",
+    )  # fmt: skip
+    assert server.post(["a"]).status_code == 401
+
+    def ask(token: str) -> int:
+        headers = {"Authorization": f"Bearer {token}", "X-Forwarded-For": "203.0.113.9"}
+        return server.post(["a"], headers=headers).status_code
+
+    keys.write_text("tok_1 # alice\ntok_2 # bob\n")
+    assert [ask("tok_1"), ask("tok_1"), ask("tok_1")] == [200, 200, 429]
+    assert [ask("tok_2"), ask("tok_2")] == [200, 429]  # three of all together
+    assert server.stop() == 0
+    log = "".join(server.errors)
+    assert "does not exist" in log and "401 deny 127.0.0.1 [-] POST /v1/embeddings" in log
+    assert "204 ok 203.0.113.9 [alice] POST /v1/embeddings" in log and "tok_" not in log
+
+
+def test_cors_origins(start, static) -> None:
+    server = start("-m", static, "--cors-origins", "http://x,http://y")
+    assert server.get("/v1/models", origin="http://y").headers["access-control-allow-origin"] == "http://y"
+    assert "access-control-allow-origin" not in server.get("/v1/models", origin="http://z").headers
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    chain, key = str(folder / "chain.pem"), str(folder / "key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-days", "2", "-keyout", key, "-out", chain, "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return chain, key
+
+
+def test_tls(start, static, certificate) -> None:
+    chain, key = certificate
+    server = start("-m", static, "--ssl-certfile", chain, "--ssl-keyfile", key)
+    url = next(word for word in server.banner.split() if word.startswith("https://"))
+    with httpx2.Client(verify=ssl.create_default_context(cafile=chain)) as client:
+        assert client.post(f"{url}/v1/embeddings", json={"input": "a"}).status_code == 200
+        # Without TLS nobody gets an answer.
+        with pytest.raises(httpx2.HTTPError):
+            client.get(url.replace("https", "http") + "/healthz")
+
+
+def test_a_certificate_that_cannot_be_used(static, certificate, tmp_path) -> None:
+    chain, key = certificate
+    for flags, why in (
+        (("--ssl-certfile", str(tmp_path / "none.pem")), "No such file"),
+        (("--ssl-certfile", chain, "--ssl-keyfile", chain), "cannot be used"),
+        (("--ssl-keyfile", key), "--ssl-certfile"),
+    ):
+        ended = hilbert("serve", "-m", static, "--port", "0", *flags)
+        assert ended.returncode in (1, 2) and why in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_header_and_idle_timeouts(start, static) -> None:
+    server = start("-m", static, "--header-timeout", "0.3", "--idle-timeout", "0.3")
+    address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+    for sent, answer in ((b"", b""), (b"GET /healthz HTTP/1.1\r\nhost: x\r\n", b"HTTP/1.1 408")):
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(sent)
+            assert connection.recv(65536).startswith(answer)
+            assert answer or connection.recv(1) == b""
+    with socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        received = b""
+        while more := connection.recv(65536):  # until it hangs up
+            received += more
+        assert received.startswith(b"HTTP/1.1 200")

@@ -12,9 +12,9 @@ from typing import Any
 
 from hilbert.api.call import Call, ClientGone, Receive, Reply, Scope, Send, send_reply
 from hilbert.api.cohere import cohere_routes
+from hilbert.api.gate import Gate
 from hilbert.api.infinity import infinity_routes
 from hilbert.api.infinity.errors import InfinityDialect
-from hilbert.api.keys import Keys
 from hilbert.api.openai import openai_routes
 from hilbert.api.openai.errors import OpenAIDialect
 from hilbert.api.routing import Dialect, Route, Router
@@ -52,17 +52,19 @@ def create_app(models: Registry, settings: ApiSettings | None = None, metrics: M
     for base in bases:
         routes += sie_routes(models, settings, base)
         routes += infinity_routes(models, settings, base)
-    routes += service_routes(
-        models, settings, metrics or Metrics.of(m.metrics for m in models.list()), routes
-    )
-    app = App(routes, settings, openai_bases)
-    if not settings.permissive_cors:
+    gate = Gate(settings)
+    metrics = metrics or Metrics.of(m.metrics for m in models.list())
+    metrics.read_usage = gate.usage.rows
+    routes += service_routes(models, settings, metrics, routes)
+    app = App(routes, settings, openai_bases, gate)
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    if not (settings.permissive_cors or origins):
         return app
     from starlette.middleware.cors import CORSMiddleware
 
     return CORSMiddleware(
         app,
-        allow_origins=["*"],
+        allow_origins=["*"] if settings.permissive_cors else origins,
         allow_methods=["*"],
         allow_headers=["*"],
         allow_credentials=True,
@@ -73,6 +75,11 @@ def create_app(models: Registry, settings: ApiSettings | None = None, metrics: M
             "metadata",
             "openai-processing-ms",
             "x-hilbert-warning",
+            *(
+                f"x-ratelimit-{a}-{b}"
+                for a in ("limit", "remaining", "reset")
+                for b in ("requests", "tokens")
+            ),
         ],
     )
 
@@ -80,9 +87,11 @@ def create_app(models: Registry, settings: ApiSettings | None = None, metrics: M
 class App:
     """An ASGI application over a table of routes."""
 
-    def __init__(self, routes: Iterable[Route], settings: ApiSettings, openai_bases: tuple[str, ...]) -> None:
+    def __init__(
+        self, routes: Iterable[Route], settings: ApiSettings, openai_bases: tuple[str, ...], gate: Gate
+    ) -> None:
         self._router = Router.of(routes)
-        self._keys = Keys(settings.api_key)
+        self._gate = gate
         self._root_path = settings.proxy_root_path.rstrip("/")
         self._openai_bases = openai_bases
         self._openai = OpenAIDialect()
@@ -101,7 +110,8 @@ class App:
         path: str = scope["path"]
         if self._root_path and path.startswith(self._root_path + "/"):
             path = path[len(self._root_path) :]
-        call = Call(scope["method"], path, dict(scope["headers"]), receive)
+        client = scope.get("client")
+        call = Call(scope["method"], path, dict(scope["headers"]), receive, client[0] if client else None)
         try:
             reply = await self._answer(call)
         except ClientGone:
@@ -117,9 +127,13 @@ class App:
         if route is None:
             return self._dialect_of(call.path).wrong_method(call, ", ".join(sorted(by_method)))
         try:
-            if not route.is_open:
-                self._keys.check(call.headers)
-            return await route.handler(call)
+            visit = None if route.is_open else self._gate.enter(call)
+            if visit is None:
+                return await route.handler(call)
+            try:
+                return await route.handler(call)
+            finally:
+                self._gate.leave(visit, call)
         except ServingError as error:
             if error.status >= 500:
                 logger.warning("request %s: %s: %s", call.request_id.decode(), error.code, error.message)

@@ -12,8 +12,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from hilbert.access import ANONYMOUS
 from hilbert.errors import InvalidInput, PayloadTooLarge
 
 Scope = MutableMapping[str, Any]
@@ -21,7 +22,17 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-T = TypeVar("T")
+
+class Counted(Protocol):
+    """What models return."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the work took."""
+        ...
+
+
+T = TypeVar("T", bound=Counted)
 
 JSON = b"application/json"
 
@@ -62,17 +73,44 @@ class Call:
         request_id: the caller's `x-request-id` if it is sound, else a new one.
         tail: what a route that ends in ``*`` matched there.
         started: `time.perf_counter()` at arrival.
+        peer: the address at the other end of the connection; None for a unix socket.
+        key: who asks; set at the gate.
+        num_tokens: what the request has used so far.
+        reply_headers: to be sent with whatever the reply is.
     """
 
-    __slots__ = ("headers", "method", "path", "receive", "request_id", "started", "tail")
+    __slots__ = (
+        "headers",
+        "key",
+        "method",
+        "num_tokens",
+        "path",
+        "peer",
+        "receive",
+        "reply_headers",
+        "request_id",
+        "started",
+        "tail",
+    )
 
-    def __init__(self, method: str, path: str, headers: Mapping[bytes, bytes], receive: Receive) -> None:
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        peer: str | None = None,
+    ) -> None:
         self.started = time.perf_counter()
         self.method = method
         self.path = path
         self.headers = headers
         self.receive = receive
         self.tail = ""
+        self.peer = peer
+        self.key = ANONYMOUS
+        self.num_tokens = 0
+        self.reply_headers: tuple[tuple[bytes, bytes], ...] = ()
         given = headers.get(b"x-request-id")
         self.request_id = (
             given if given and _REQUEST_ID.fullmatch(given) else b"req_%s%08x" % (_process, next(_numbers))
@@ -135,7 +173,7 @@ class Call:
             return
 
     async def unless_gone(self, work: Awaitable[T]) -> T:
-        """Await something, and cancel it when the client goes away.
+        """Await a result, count its tokens, and cancel it when the client goes away.
 
         Raises:
             ClientGone: it did.
@@ -145,7 +183,9 @@ class Call:
         watch = _Watch(self.receive, task)
         timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, watch.arm)
         try:
-            return await work
+            result = await work
+            self.num_tokens += result.num_tokens
+            return result
         except asyncio.CancelledError:
             if watch.has_fired:
                 task.uncancel()
@@ -196,6 +236,7 @@ async def send_reply(send: Send, call: Call, reply: Reply) -> None:
                     b"openai-processing-ms",
                     b"%.3g" % milliseconds if milliseconds < 100 else b"%d" % milliseconds,
                 ),
+                *call.reply_headers,
                 *reply.headers,
             ],
         }

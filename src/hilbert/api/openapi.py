@@ -28,7 +28,7 @@ _FAILURES = {
     "401": "The API key is missing or wrong",
     "404": "No served model has this name",
     "413": "The body is too large",
-    "429": "The queue is full; see Retry-After",
+    "429": "The queue is full, or the caller's limit is reached; see Retry-After",
     "500": "The model failed on this input",
     "503": "Loading, recovering, shutting down, or too late; see Retry-After",
 }
@@ -52,7 +52,7 @@ def document(routes: Iterable[Route], settings: ApiSettings) -> dict[str, Any]:
     for route in documented:
         path = route.path.removesuffix("*") + ("{id}" if route.path.endswith("*") else "")
         paths.setdefault(path, {}).setdefault(
-            route.method.lower(), _operation(route, path, bool(settings.api_key))
+            route.method.lower(), _operation(route, path, bool(settings.api_key or settings.keys_file))
         )
     return {
         "openapi": "3.1.0",

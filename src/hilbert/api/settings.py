@@ -10,19 +10,28 @@ class ApiSettings:
     """Each field has the meaning of the flag with its name.
 
     Attributes:
-        api_key: the key that callers must present; ``""`` lets everyone in.
+        api_key: a key that callers may present; without it and a file of keys everyone may call.
+        keys_file: the file of further keys; ``""`` for none.
+        limits_per_key, limits_overall: see `hilbert.config.limits`.
+        trusted_proxies: whose `X-Forwarded-For` is believed.
         url_prefix: a second place for every route but health and metrics; ``""`` or ``/x``.
         redirect_slash: where a visitor of ``/`` is sent; ``""`` for nowhere.
         proxy_root_path: the path under which a proxy publishes this server.
         permissive_cors: let web pages of any origin call.
+        cors_origins: origins, divided by commas, whose web pages may call.
         max_client_batch_size: inputs that one request may have.
         max_body_bytes: bytes that a request body may have.
     """
 
     api_key: str = ""
+    keys_file: str = ""
+    limits_per_key: str = ""
+    limits_overall: str = ""
+    trusted_proxies: str = ""
     url_prefix: str = ""
     redirect_slash: str = "/docs"
     proxy_root_path: str = ""
     permissive_cors: bool = False
+    cors_origins: str = ""
     max_client_batch_size: int = 2048
     max_body_bytes: int = 32 * 1024 * 1024

@@ -21,7 +21,7 @@ def curl(settings: ServerSettings, url: str) -> str:
     if settings.uds:
         words.append(f"--unix-socket {_quoted(settings.uds)}")
     words.append(_quoted(f"{url}/v1/embeddings"))
-    if settings.api_key:
+    if settings.api_key or settings.keys_file:
         words.append('-H "Authorization: Bearer $HILBERT_API_KEY"')
     words.append("-H 'Content-Type: application/json'")
     body = {"model": settings.models[0].name, "input": "There is always room for one more guest."}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# Idle connections are kept for longer than common clients and proxies keep theirs, so that it is they
-# who close: a request that meets a closing connection is lost.
-_KEEP_ALIVE_SECONDS = 75
 # Answers that are still being written when everything else is over.
 _LAST_WORDS_SECONDS = 10
 
@@ -25,11 +24,46 @@ _TOO_LARGE = (
 )
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself would collect headers without end."""
+_TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: text/plain\r\n"
+    b"content-length: 42\r\n\r\nThe request's headers did not come in time"
+)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """Each field has the meaning of the flag with its name.
+
+    Attributes:
+        header_timeout: seconds.
+        idle_timeout: seconds. Longer than common clients and proxies keep idle connections, so that it is
+            they who close: a request that meets a closing connection is lost.
+        ssl_certfile, ssl_keyfile: PEM files; ``""`` for plain HTTP.
+    """
+
+    header_timeout: float = 30.0
+    idle_timeout: float = 75.0
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself would wait for headers for ever, and collect them without end."""
+
+    _header_seconds: float
     _is_in_headers = True
     _num_header_bytes = 0
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
+        """A client has come; its first request is due."""
+        super().connection_made(transport)
+        self._header_timer = self.loop.call_later(self._header_seconds, self._hang_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        self._stop_timer()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         """A request starts."""
@@ -43,29 +77,47 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Hang up on headers that exceed the limit."""
+        super().data_received(data)
         if self._is_in_headers:
             self._num_header_bytes += len(data)
-        super().data_received(data)
         if self._is_in_headers and self._num_header_bytes > _MAX_HEADER_BYTES:
             self.transport.write(_TOO_LARGE)
+            self.transport.close()
+        if not self._is_in_headers:
+            self._stop_timer()
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(self._header_seconds, self._hang_up)
+
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _hang_up(self) -> None:
+        if not self.transport.is_closing():
+            if self._num_header_bytes:
+                self.transport.write(_TOO_SLOW)
             self.transport.close()
 
 
 class HttpServer(uvicorn.Server):
     """Serves one application on one socket until `leave`."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, settings: HttpSettings = HttpSettings()) -> None:
+        protocol = type("Protocol", (BoundedProtocol,), {"_header_seconds": settings.header_timeout})
         super().__init__(
             uvicorn.Config(
                 app,
-                http=BoundedProtocol,
+                http=protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type]  # any number will do
+                ssl_certfile=settings.ssl_certfile or None,
+                ssl_keyfile=settings.ssl_keyfile or None,
                 timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
             )
         )

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from hilbert.cli.fleet import Fleet, LocalFleet, WorkerFleet
+from hilbert.cli.logs import log_to_stderr
 from hilbert.cli.runtime import resolve_model
 from hilbert.cli.sockets import bind, release, url_of
 from hilbert.config import BadSetting, ModelSettings, ServerSettings
@@ -29,6 +30,7 @@ from hilbert.worker.spawn import WorkerProcess
 
 if TYPE_CHECKING:
     from hilbert.cli.door import Door
+    from hilbert.cli.http import HttpSettings
     from hilbert.models import Registry, ServedModel
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,6 @@ _SLOW_START_SECONDS = 2.0
 _SLOW_START = (
     "still loading: the first start traces a model, which takes seconds; later ones find it in the cache"
 )
-_TRACE_LEVEL = 5
 
 
 def serve(settings: ServerSettings, worker: WorkerProcess | None) -> int:
@@ -59,7 +60,7 @@ def serve(settings: ServerSettings, worker: WorkerProcess | None) -> int:
     if settings.in_process and worker is not None:
         worker.close()
         worker = None
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level)
     try:
         sock = bind(settings)
     except BadSetting as error:
@@ -111,7 +112,7 @@ class _Server:
         from hilbert.cli.http import HttpServer
 
         door = Door()
-        http = HttpServer(door)
+        http = HttpServer(door, self._http_settings())
         serving = asyncio.create_task(http.run_on(self._sock))
         coming_up = asyncio.create_task(self._come_up(fleet, opening, door))
         stopping = asyncio.create_task(self._stop.wait())
@@ -128,6 +129,17 @@ class _Server:
             if self._stop_now.is_set():
                 await fleet.close()  # whoever still waits is answered now
             await asyncio.gather(opening, coming_up, stopping, serving, return_exceptions=True)
+
+    def _http_settings(self) -> HttpSettings:
+        from hilbert.cli.http import HttpSettings
+
+        settings = self._settings
+        return HttpSettings(
+            header_timeout=settings.header_timeout,
+            idle_timeout=settings.idle_timeout,
+            ssl_certfile=settings.ssl_certfile,
+            ssl_keyfile=settings.ssl_keyfile,
+        )
 
     async def _open_models(self, fleet: Fleet) -> list[tuple[ModelSettings, ModelSpec, EngineHandle]]:
         """Look all models up and give the orders to load them."""
@@ -154,10 +166,15 @@ class _Server:
             self._registry,
             ApiSettings(
                 api_key=settings.api_key,
+                keys_file=settings.keys_file,
+                limits_per_key=settings.limits_per_key,
+                limits_overall=settings.limits_overall,
+                trusted_proxies=settings.trusted_proxies,
                 url_prefix=settings.url_prefix,
                 redirect_slash=settings.redirect_slash,
                 proxy_root_path=settings.proxy_root_path,
                 permissive_cors=settings.permissive_cors,
+                cors_origins=settings.cors_origins,
                 max_client_batch_size=settings.max_client_batch_size,
                 max_body_bytes=settings.max_body_bytes,
             ),
@@ -260,16 +277,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ModuleNotFoundError:  # not made for Windows
         return None
     return uvloop.new_event_loop
-
-
-def _log_to_stderr(level: str) -> None:
-    """Our own log at `level`; libraries only from warnings on, unless everything is wanted."""
-    logging.addLevelName(_TRACE_LEVEL, "TRACE")
-    number = _TRACE_LEVEL if level == "trace" else logging.getLevelNamesMapping()[level.upper()]
-    is_verbose = number <= logging.DEBUG
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=number if is_verbose else max(number, logging.WARNING),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("hilbert").setLevel(number)

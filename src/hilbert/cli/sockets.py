@@ -18,8 +18,10 @@ def bind(settings: ServerSettings) -> socket.socket:
     """Bind what `settings` say: a unix socket, or an address and port.
 
     Raises:
-        BadSetting: it is in use, not allowed, or does not exist; exit code 1.
+        BadSetting: it is in use, not allowed, or does not exist, or the certificate cannot be used; exit
+            code 1.
     """
+    _check_certificate(settings)
     return _bind_path(settings.uds) if settings.uds else _bind_port(settings.host, settings.port)
 
 
@@ -32,12 +34,28 @@ def release(sock: socket.socket, settings: ServerSettings) -> None:
 
 def url_of(sock: socket.socket, settings: ServerSettings) -> str:
     """Where a client on this machine finds the server."""
+    scheme = "https" if settings.ssl_certfile else "http"
     if settings.uds:
-        return "http://localhost"
+        return f"{scheme}://localhost"
     host, port = sock.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _check_certificate(settings: ServerSettings) -> None:
+    certificate, key = settings.ssl_certfile, settings.ssl_keyfile
+    if key and not certificate:
+        raise BadSetting(f"--ssl-keyfile {key!r} needs --ssl-certfile beside it")
+    if not certificate:
+        return
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key or None, lambda: "")
+    except (OSError, ssl.SSLError) as error:  # the library does not say which of the two files it is
+        files = f"--ssl-certfile {certificate!r}" + (f" with --ssl-keyfile {key!r}" if key else "")
+        raise BadSetting(f"{files} cannot be used: {error.strerror or error}", 1) from None
 
 
 def _bind_port(host: str, port: int) -> socket.socket:

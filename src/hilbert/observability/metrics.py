@@ -32,7 +32,7 @@ _TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One row of the table. All metrics carry the label `model`; `label` names a second one."""
+    """One row of the table. `label` names a label beside `model`; those of keys carry `key` alone."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -69,6 +69,9 @@ QUEUE_SEQUENCES = MetricSpec("hilbert_queue_sequences", "gauge", "Sequences let 
 QUEUE_TOKENS = MetricSpec("hilbert_queue_tokens", "gauge", "Estimated tokens let in and not yet answered.")
 READY = MetricSpec("hilbert_model_ready", "gauge", "1 where the model's engine can answer now, else 0.")
 MODEL_INFO = MetricSpec("hilbert_model_info", "gauge", "Always 1; the labels say what is served and how.")
+
+KEY_REQUESTS = MetricSpec("hilbert_key_requests", "counter", "Requests let in, by the label of their key.")
+KEY_TOKENS = MetricSpec("hilbert_key_tokens", "counter", "Tokens used, by the label of the key.")
 
 TABLE: tuple[MetricSpec, ...] = (
     REQUESTS, REJECTIONS, SEQUENCES, TOKENS, REQUEST_SECONDS, TOKENIZE_SECONDS, QUEUE_SECONDS,
@@ -185,11 +188,16 @@ class ModelMetrics:
 
 
 class Metrics:
-    """The metrics of all served models, and their exposition."""
+    """The metrics of all served models, and their exposition.
+
+    Attributes:
+        read_usage: label, requests and tokens of each key; asked at scrape time.
+    """
 
     def __init__(self) -> None:
         self._models: dict[str, ModelMetrics] = {}
         self._registry: CollectorRegistry | None = None
+        self.read_usage: Callable[[], Iterable[tuple[str, int, int]]] = tuple
 
     @staticmethod
     def of(models: Iterable[ModelMetrics]) -> Metrics:
@@ -236,6 +244,12 @@ class Metrics:
                 for label, number in value.items() if spec.label else [("", value)]:
                     numbers.add_metric([model.model, label] if spec.label else [model.model], number)
             yield numbers
+        usage = list(self.read_usage())
+        for place, spec in enumerate((KEY_REQUESTS, KEY_TOKENS)):
+            keys = CounterMetricFamily(spec.name, spec.help, labels=["key"])
+            for label, *counts in usage:
+                keys.add_metric([label], counts[place])
+            yield keys
 
     def _info_family(self) -> PrometheusMetric:
         from prometheus_client.core import GaugeMetricFamily

@@ -1,0 +1,81 @@
+"""The gate before every route that is not open: who asks, may they, and how much is left.
+
+One `enter` and one `leave` around each request; both return at once where neither keys nor limits are
+set. What is decided here comes from `hilbert.access`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hilbert.access import ANONYMOUS, Key, Keys, Limiter, Permit, Proxies, Usage, group_of, log_verdict
+from hilbert.api.call import Call
+from hilbert.api.settings import ApiSettings
+from hilbert.config.limits import parse_limits
+from hilbert.errors import RateLimited, Unauthorized
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request inside."""
+
+    key: Key
+    permit: Permit | None
+
+
+class Gate:
+    """Keys, limits, verdicts and usage of one server.
+
+    Attributes:
+        usage: requests and tokens by key.
+    """
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self.usage = Usage()
+        self._keys = Keys(settings.api_key, settings.keys_file)
+        self._proxies = Proxies(settings.trusted_proxies)
+        has_limits = settings.limits_per_key or settings.limits_overall or settings.keys_file
+        self._limiter = (
+            Limiter(parse_limits(settings.limits_per_key), parse_limits(settings.limits_overall))
+            if has_limits
+            else None
+        )
+        self._has_nothing_to_do = self._keys.is_open and self._limiter is None
+
+    def enter(self, call: Call) -> Visit | None:
+        """Let a request in; None where there is nothing to do when it leaves.
+
+        Raises:
+            Unauthorized: a key is required, and none or an unknown one was given.
+            RateLimited: a limit is reached.
+        """
+        if self._has_nothing_to_do:
+            return None
+        client = self._proxies.client_of(call.peer, call.headers)
+        try:
+            key = self._keys.identify(call.headers)
+        except Unauthorized as error:
+            log_verdict(error.status, client, "", call.method, call.path)
+            raise
+        permit = self._admit(call, key, client) if self._limiter is not None else None
+        call.key = key
+        if key is not ANONYMOUS:
+            log_verdict(204, client, key.label, call.method, call.path)
+        return Visit(key, permit)
+
+    def leave(self, visit: Visit, call: Call) -> None:
+        """A request has ended, well or not."""
+        if visit.permit is not None and self._limiter is not None:
+            call.reply_headers = self._limiter.leave(visit.permit, call.num_tokens)
+        if visit.key is not ANONYMOUS:
+            self.usage.count(visit.key.label, call.num_tokens)
+
+    def _admit(self, call: Call, key: Key, client: str) -> Permit:
+        assert self._limiter is not None
+        caller = group_of(client) if key is ANONYMOUS else key.digest
+        try:
+            return self._limiter.enter(caller, key.limits)
+        except RateLimited as error:
+            call.reply_headers = self._limiter.standing_of(caller, key.limits)
+            log_verdict(error.status, client, key.label, call.method, call.path)
+            raise
