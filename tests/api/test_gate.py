@@ -134,6 +134,26 @@ def test_every_route_that_computes_counts_its_tokens(serve, keys_file: Path) -> 
     assert seen >= 6
 
 
+def test_a_key_for_some_models_only(serve, keys_file: Path) -> None:
+    keys_file.write_text("tok_1 models=small,other # x\ntok_2 # y\n")
+    server = serve("small", "large", settings=ApiSettings(keys_file=str(keys_file)))
+
+    def ask(path: str, body: dict[str, object], token: str = "tok_1") -> int:
+        return server.post(path, body, headers=bearer(token)).status_code
+
+    assert ask(EMBED, BODY | {"model": "small"}) == 200
+    seen = 0
+    for path, operations in server.get("/openapi.json").json()["paths"].items():
+        content = operations.get("post", {}).get("requestBody", {}).get("content", {})
+        if "application/json" in content:
+            body = content["application/json"]["example"] | {"model": "large"}
+            reply = server.post(path.replace("{id}", "large"), body, headers=bearer("tok_1"))
+            assert reply.status_code == 403, path
+            assert ask(path.replace("{id}", "large"), body, "tok_2") in (200, 400)
+            seen += 1
+    assert seen > 10
+
+
 def test_seed_004_over_http(serve) -> None:
     """50 at once, as there; of 80 requests a second only 2, as this client is slow."""
     server = serve(settings=ApiSettings(limits_per_key="rate=2 burst=50"))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from hilbert.api.call import Call
+from hilbert.errors import Forbidden
+from hilbert.models import Registry, ServedModel
 from hilbert.models.offload import offload
 
 Parsed = TypeVar("Parsed")
@@ -25,6 +27,23 @@ async def parsed(call: Call, max_bytes: int, parse: Callable[[bytes], Parsed]) -
     """
     raw = await call.body(max_bytes)
     return parse(raw) if len(raw) < _INLINE_BODY_BYTES else await offload(parse, raw)
+
+
+def model_for(call: Call, models: Registry, name: str | None) -> ServedModel:
+    """The model that a request names, if its key may use it.
+
+    Raises:
+        ServingError: as `Registry.get`.
+        Forbidden: the key is for other models only.
+    """
+    model = models.get(name)
+    allowed = call.key.models
+    if allowed is None or not allowed.isdisjoint((model.name, *model.aliases, model.spec.model_id)):
+        return model
+    raise Forbidden(
+        f"This key is for {', '.join(sorted(allowed))} and not for {model.name}; models= in the keys file says so.",
+        param="model",
+    )
 
 
 async def written(num_numbers: int, write: Callable[P, Parsed], *args: P.args, **kwargs: P.kwargs) -> Parsed:

@@ -26,6 +26,7 @@ _REF = "#/components/schemas/{name}"
 _FAILURES = {
     "400": "A value is out of range, or the input is refused",
     "401": "The API key is missing or wrong",
+    "403": "The key is not for this model",
     "404": "No served model has this name",
     "413": "The body is too large",
     "429": "The queue is full, or the caller's limit is reached; see Retry-After",

@@ -9,7 +9,7 @@ import orjson
 
 from hilbert.api.call import Call, Reply
 from hilbert.api.classify import Classification, ClassifyBody, ClassifyRoute
-from hilbert.api.exchange import parsed, written
+from hilbert.api.exchange import model_for, parsed, written
 from hilbert.api.openai import protocol
 from hilbert.api.openai.errors import OpenAIDialect
 from hilbert.api.routing import Route
@@ -57,7 +57,7 @@ class EmbeddingsRoute:
     async def __call__(self, call: Call) -> Reply:
         """Embed texts or token ids."""
         order = await parsed(call, self._max_body_bytes, self._parse)
-        model = self._models.get(order.model)
+        model = model_for(call, self._models, order.model)
         output = self._output or _output_of(model)
         request = order.request
         if output is not OutputType.DENSE:

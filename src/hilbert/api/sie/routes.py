@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hilbert.api.call import Call, Reply
-from hilbert.api.exchange import parsed, written
+from hilbert.api.exchange import model_for, parsed, written
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie import protocol
@@ -33,7 +33,7 @@ class EncodeRoute:
         if b"msgpack" in call.headers.get(b"content-type", b""):
             raise InvalidInput("msgpack bodies are not read here; send JSON.")
         order = await parsed(call, self._max_body_bytes, self._parse)
-        model = self._models.get(call.tail)
+        model = model_for(call, self._models, call.tail)
         request = order.request
         if not request.outputs:
             request = replace(request, outputs=frozenset({_usual_output(model)}))
