@@ -106,6 +106,13 @@ def test_an_exported_folder_is_served_without_torch(start, tmp_path, cache) -> N
     made = hilbert("export", str(model), str(folder), "--dtype", "float32")
     assert made.returncode == 0 and f"hilbert serve -m {folder}" in made.stdout, made.stderr
     assert hilbert("export", str(model), str(folder)).returncode == 1  # never over something
+    said = hilbert("models", "info", str(folder)).stdout
+    assert f"export of   {model} at digest " in said and "for engine openvino 20" in said
+    assert "in float32" in said and "\nruns        packed: " in said
+    refused = hilbert("serve", "-m", str(folder), "--engine", "torch", "--port", "0")
+    assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
+    for words in (f"{folder} is an export of {model}", "--engine openvino", f"-m {model}"):
+        assert words in refused.stderr, words
     blocked = tmp_path / "blocked"
     for name in ("torch", "transformers"):
         (blocked / name).mkdir(parents=True)

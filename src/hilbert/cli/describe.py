@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hilbert.core import (
     ClassifierModule,
     DenseModule,
@@ -14,14 +16,17 @@ from hilbert.core import (
     TokenWeightsModule,
     tasks_of,
 )
+from hilbert.hub.artifacts import exported_of
 from hilbert.programs.choose import plan
 
 
 def describe(spec: ModelSpec) -> str:
     """A few lines for a person; nothing is loaded."""
-    program, reason = plan(spec)
+    export = exported_of(Path(spec.path))
+    program, reason = plan(spec) if export is None else (export.program, export.reason)
     rows = [
         ("model", spec.model_id),
+        *([("export of", str(export))] if export is not None else []),
         ("folder", spec.path),
         ("revision", spec.commit or f"local folder, digest {spec.digest[:16]}"),
         ("task", _tasks(spec)),
@@ -33,8 +38,11 @@ def describe(spec: ModelSpec) -> str:
         ("tokens", "any number" if spec.max_model_len is None else f"at most {spec.max_model_len}"),
         ("similarity", spec.similarity),
         ("prompts", _prompts(spec)),
-        ("weights", ", ".join(spec.weights) or "none"),
-        ("graphs", ", ".join(spec.graph_files) or "none shipped"),
+        ("weights", ", ".join(spec.weights) or ("none" if export is None else "inside the graph")),
+        (
+            "graphs",
+            ", ".join(spec.graph_files) or ("none shipped" if export is None else "model.xml, traced"),
+        ),
     ]
     if spec.remote_code:
         rows.append(("code", "the repository brings its own; it runs only with --trust-remote-code"))

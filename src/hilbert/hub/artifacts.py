@@ -64,6 +64,34 @@ def fingerprint(
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+class Exported(msgspec.Struct, frozen=True):
+    """What a folder made by `hilbert export` was made of, and how its graph runs."""
+
+    model_id: str
+    revision: str
+    program: str
+    reason: str = ""
+    dtype: str = "unknown dtype"
+    openvino: str = ""
+    program_version: int = 0
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        engine = f"openvino {self.openvino}".rstrip()
+        return f"{self.model_id} at {self.revision}, for engine {engine} in {self.dtype}"
+
+
+def exported_of(folder: Path) -> Exported | None:
+    """What a folder says that it is an export of; None for any other folder."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    spec: dict[str, Any] = manifest["spec"]
+    revision = spec.get("commit") or f"digest {str(spec.get('digest'))[:16]}"
+    about = {"model_id": spec.get("model_id"), "revision": revision, **manifest["program"]}
+    return msgspec.convert(about, Exported)
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder, or None where there is none that this version can read."""
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hilbert.core import ModelSpec
 from hilbert.errors import InvalidInput, MissingDependency, UnsupportedArchitecture
+from hilbert.hub.artifacts import Exported, exported_of
 from hilbert.programs.choose import plan
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 
@@ -28,7 +29,8 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
         from hilbert.runtimes.static import StaticRuntime
 
         return StaticRuntime(spec)
-    if _engine(settings) == "torch":
+    export = exported_of(Path(spec.path))
+    if export is None and _engine(settings) == "torch":
         try:
             from hilbert.runtimes.torch_runtime import load_torch
         except ImportError as error:
@@ -36,7 +38,9 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
                 f"engine torch needs {error.name or 'torch'} ({error}): pip install 'hilbert[torch]'"
             ) from error
         return load_torch(spec, settings)
-    if plan(spec)[0] == "sentence-transformers":
+    if export is not None:
+        _check_runs_exports(spec, export, settings)
+    elif plan(spec)[0] == "sentence-transformers":
         return _last_resort(spec, settings, spec.reason)
     from hilbert.runtimes.openvino_runtime import load_openvino
 
@@ -51,6 +55,18 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
         if isinstance(error, MissingDependency):
             raise
         return _last_resort(spec, settings, error.message)
+
+
+def _check_runs_exports(spec: ModelSpec, export: Exported, settings: RuntimeSettings) -> None:
+    """An export holds a graph for the CPU and no weights: only ``auto`` and ``openvino`` can mean it."""
+    if settings.engine == "auto" and settings.device in ("auto", "cpu"):
+        return
+    if _engine(settings) == "torch":
+        asked = "engine torch" if settings.engine == "torch" else f"device {settings.device}"
+        raise InvalidInput(
+            f"{spec.path} is an export of {export}: it holds a traced graph and no weights, so {asked} "
+            f"cannot run it; serve it with --engine openvino, or serve the original with -m {export.model_id}"
+        )
 
 
 def _last_resort(spec: ModelSpec, settings: RuntimeSettings, reason: str) -> Runtime[Any]:
