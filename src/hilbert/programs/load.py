@@ -7,6 +7,7 @@ error: transformers would fill it with random numbers and only log it.
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,13 @@ def _is_unsafe_pickle(error: BaseException) -> bool:
 
 
 def _unsafe(spec: ModelSpec, name: str, error: BaseException) -> UnsafeWeights:
-    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UnsafeWeights(
-        f"{spec.model_id}: {name} is not a plain pickle of tensors and was not executed ({first_line}); "
+        f"{spec.model_id}: {name} is not a plain pickle of tensors and was not executed{_asked_for(error)}; "
         "convert the weights to safetensors"
     )
+
+
+def _asked_for(error: BaseException) -> str:
+    """What the pickle wanted to call. torch says it amid advice on how to let it, which is not passed on."""
+    found = re.search(r"\bGLOBAL ([\w.]+)", str(error))
+    return f" (it asks for {found.group(1)})" if found else ""
