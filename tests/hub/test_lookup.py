@@ -17,6 +17,7 @@ from hilbert.errors import MissingDependency, ModelUnavailable, WeightMismatch
 from hilbert.hub import bundled, resolve
 from hilbert.hub.artifacts import write_manifest
 from hilbert.hub.digests import cache_root, digests_of, sha256_file
+from hilbert.testing.hub import StandInHub
 from hilbert.testing.models import tiny_model
 
 needs_bundled = pytest.mark.skipif(bundled.find_bundled() is None, reason="hilbert[bundled] is not installed")
@@ -138,6 +139,26 @@ def test_a_cache_that_cannot_be_written_only_costs_time(
     (tmp_path / "a-file").write_text("")
     monkeypatch.setenv("HILBERT_CACHE_DIR", str(tmp_path / "a-file" / "below"))
     assert resolve(str(folder)).digest
+
+
+def test_everything_remembered_is_in_the_cache_that_was_named(
+    folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Which fails as soon as one of them looks at `HILBERT_CACHE_DIR` instead."""
+    settle(folder)
+    named = tmp_path / "named"
+    resolve(str(folder), own_cache=named)
+    with StandInHub() as hub, pytest.MonkeyPatch.context() as patch:
+        hub.add("org/tiny", folder)
+        for name, value in hub.environment(tmp_path / "hub").items():
+            patch.setenv(name, value)
+        patch.setenv("HILBERT_CACHE_DIR", str(cache))
+        resolve("org/tiny", own_cache=named)
+        before = len(hub.seen)
+        resolve("org/tiny", own_cache=named)
+        assert len(hub.seen) == before
+    assert {path.name for path in named.iterdir()} == {"digests", "listings"}
+    assert not cache.exists()
 
 
 def test_digests_of_a_missing_file(tmp_path: Path) -> None:

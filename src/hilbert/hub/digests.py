@@ -55,9 +55,9 @@ def _stamp(path: Path) -> Stamp:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _memo_file(folder: Path) -> Path:
+def _memo_file(folder: Path, cache_dir: str | Path | None) -> Path:
     name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:32]
-    return cache_root() / "digests" / f"{name}.json"
+    return cache_root(cache_dir) / "digests" / f"{name}.json"
 
 
 def _read_memo(path: Path) -> Memo:
@@ -79,13 +79,17 @@ def _write_memo(path: Path, memo: Memo) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+def digests_of(folder: Path, names: Iterable[str], cache_dir: str | Path | None = None) -> dict[str, str]:
     """SHA-256 by name of files in `folder`, from memory where the file is unchanged.
 
+    Args:
+        folder: where the files are.
+        names: relative to it.
+        cache_dir: Hilbert's cache, which holds the memory; see `cache_root`.
     Raises:
         ModelUnavailable: a file is gone or unreadable.
     """
-    memo_file = _memo_file(folder)
+    memo_file = _memo_file(folder, cache_dir)
     memo = _read_memo(memo_file)
     names = list(names)
     try:

@@ -50,12 +50,14 @@ def deciding_files(spec: ModelSpec) -> list[str]:
     return sorted(name for name in names if (root / name).is_file())
 
 
-def _of_folder(folder: Path, model_id: str, trust_remote_code: bool) -> ModelSpec:
+def _of_folder(
+    folder: Path, model_id: str, trust_remote_code: bool, own_cache: str | Path | None
+) -> ModelSpec:
     folder = folder.absolute()
     if (exported := _of_exported(folder, model_id)) is not None:
         return exported
     spec = read_spec(folder, model_id=model_id, trust_remote_code=trust_remote_code)
-    digest = combined(digests_of(folder, deciding_files(spec)))
+    digest = combined(digests_of(folder, deciding_files(spec), own_cache))
     return msgspec.structs.replace(spec, digest=digest)
 
 
@@ -100,6 +102,7 @@ def resolve(
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
     progress: bool | None = None,
+    own_cache: str | Path | None = None,
 ) -> ModelSpec:
     """Find a model and describe it.
 
@@ -110,19 +113,20 @@ def resolve(
         cache_dir: the hub's cache folder; ``HF_HUB_CACHE`` and its fallbacks by default.
         trust_remote_code: fetch and allow the repository's own code.
         progress: show a download's progress; None shows it on a terminal only.
+        own_cache: Hilbert's cache, which remembers digests; see `digests.cache_root`.
     Raises:
         ModelUnavailable: unknown, private, broken or out of reach.
         ModelError: the repository contradicts itself.
     """
     if model_id is None or model_id == "bundled":
-        return _of_folder(bundled.bundled_folder(), bundled.MODEL_ID, trust_remote_code)
+        return _of_folder(bundled.bundled_folder(own_cache), bundled.MODEL_ID, trust_remote_code, own_cache)
     if not model_id:
         raise ModelUnavailable(
             "The model id is empty; give a folder or a hub id like BAAI/bge-small-en-v1.5."
         )
     folder = Path(model_id).expanduser()
     if folder.is_dir():
-        return _of_folder(folder, model_id, trust_remote_code)
+        return _of_folder(folder, model_id, trust_remote_code, own_cache)
     if _is_folder_name(model_id) or folder.exists():
         raise ModelUnavailable(f"There is no model folder {model_id!r} here (seen from {os.getcwd()}).")
 
@@ -133,13 +137,13 @@ def resolve(
     names = [model_id] if "/" in model_id else [f"sentence-transformers/{model_id}", model_id]
     partial: Cached | None = None
     for name in names:
-        cached = find_cached(name, wanted, root, trust_remote_code=trust_remote_code)
+        cached = find_cached(name, wanted, root, trust_remote_code=trust_remote_code, own_cache=own_cache)
         if cached is not None and cached.is_whole:
             return _of_snapshot(cached, model_id, trust_remote_code)
         partial = partial or cached
     if model_id in bundled.NAMES and revision is None and bundled.find_bundled() is not None:
-        return _of_folder(bundled.bundled_folder(), bundled.MODEL_ID, trust_remote_code)
-    return _fetch(names, partial, model_id, wanted, token, root, trust_remote_code, progress)
+        return _of_folder(bundled.bundled_folder(own_cache), bundled.MODEL_ID, trust_remote_code, own_cache)
+    return _fetch(names, partial, model_id, wanted, token, root, trust_remote_code, progress, own_cache)
 
 
 def _fetch(
@@ -151,6 +155,7 @@ def _fetch(
     root: Path,
     trust_remote_code: bool,
     progress: bool | None,
+    own_cache: str | Path | None,
 ) -> ModelSpec:
     """Download what is missing; with the hub out of reach, make do with a snapshot of unknown wholeness."""
     from hilbert.hub.download import HubOutOfReach, NotOnHub, download
@@ -177,7 +182,7 @@ def _fetch(
             except ModelError:
                 pass
             raise
-        write_listing(cached.path, listing)
+        write_listing(cached.path, listing, own_cache)
         return _of_snapshot(cached, model_id, trust_remote_code)
     assert missing is not None
     raise missing
@@ -191,12 +196,13 @@ def pull(
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
     progress: bool | None = None,
+    own_cache: str | Path | None = None,
 ) -> ModelSpec:
     """As `resolve`, but asks the hub first: a moved branch is followed. Arguments and errors as there."""
     if model_id == "bundled" or Path(model_id).expanduser().is_dir() or _is_folder_name(model_id):
-        return resolve(model_id, revision=revision, trust_remote_code=trust_remote_code)
+        return resolve(model_id, revision=revision, trust_remote_code=trust_remote_code, own_cache=own_cache)
     wanted = revision or DEFAULT_REVISION
     check_names(model_id, wanted)
     root = Path(cache_dir).expanduser() if cache_dir else hub_cache()
     names = [model_id] if "/" in model_id else [f"sentence-transformers/{model_id}", model_id]
-    return _fetch(names, None, model_id, wanted, token, root, trust_remote_code, progress)
+    return _fetch(names, None, model_id, wanted, token, root, trust_remote_code, progress, own_cache)

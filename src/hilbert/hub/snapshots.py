@@ -21,6 +21,7 @@ import msgspec
 from hilbert.errors import ModelUnavailable
 from hilbert.hub.digests import cache_root
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,249}")
@@ -62,9 +63,14 @@ def wanted_files(
     if graphs and (prefer_graphs or not weights):
         # Modules in folders of their own (Dense) keep their weights: no graph holds them.
         weights = [*graphs, *(name for name in weights if "/" in name)]
-    small = [name for name in own if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)]
+    small = [name for name in own if is_small(name)]
     code = [name for name in own if name.endswith(".py")] if trust_remote_code else []
     return sorted({*small, *weights, *code, *(name for name in own if name in HEADS)})
+
+
+def is_small(name: str) -> bool:
+    """Whether a file describes a model or its tokenizer, rather than being its weights."""
+    return any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)
 
 
 def hub_cache() -> Path:
@@ -99,14 +105,14 @@ def check_names(model_id: str, revision: str) -> None:
         raise ModelUnavailable(f"{revision!r} is not a revision: give a branch, a tag or a commit.")
 
 
-def _listing_file(snapshot: Path) -> Path:
+def _listing_file(snapshot: Path, own_cache: str | Path | None) -> Path:
     key = hashlib.sha256(os.fsencode(os.path.abspath(snapshot))).hexdigest()[:32]
-    return cache_root() / "listings" / f"{key}.json"
+    return cache_root(own_cache) / "listings" / f"{key}.json"
 
 
-def write_listing(snapshot: Path, names: Iterable[str]) -> None:
+def write_listing(snapshot: Path, names: Iterable[str], own_cache: str | Path | None = None) -> None:
     """Remember what the repository has at this commit, so that a cut download is known as such."""
-    path = _listing_file(snapshot)
+    path = _listing_file(snapshot, own_cache)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     # Without it the next start asks the hub again.
     with suppress(OSError):
@@ -115,10 +121,10 @@ def write_listing(snapshot: Path, names: Iterable[str]) -> None:
         temporary.replace(path)
 
 
-def _listing(snapshot: Path) -> list[str] | None:
+def _listing(snapshot: Path, own_cache: str | Path | None) -> list[str] | None:
     """File names of the repository at the snapshot's commit, from our own note or the client's."""
     with suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode(_listing_file(snapshot).read_bytes(), type=list[str])
+        return msgspec.json.decode(_listing_file(snapshot, own_cache).read_bytes(), type=list[str])
     tree = snapshot.parent.parent / "trees" / f"{snapshot.name}.json"
     with suppress(OSError, msgspec.MsgspecError):
         value = msgspec.json.decode(tree.read_bytes())
@@ -143,8 +149,24 @@ def repository_folder(model_id: str, cache_dir: Path) -> Path:
     return cache_dir / f"models--{model_id.replace('/', '--')}"
 
 
+def cached_revisions(model_id: str, cache_dir: Path) -> list[str]:
+    """Branches and tags of a repository whose commit has a snapshot in the cache, whole or not."""
+    folder = repository_folder(model_id, cache_dir)
+    found = []
+    for ref in sorted((folder / "refs").rglob("*")):
+        with suppress(OSError):
+            if ref.is_file() and (folder / "snapshots" / ref.read_text().strip()).is_dir():
+                found.append(ref.relative_to(folder / "refs").as_posix())
+    return found
+
+
 def find_cached(
-    model_id: str, revision: str, cache_dir: Path, *, trust_remote_code: bool = False
+    model_id: str,
+    revision: str,
+    cache_dir: Path,
+    *,
+    trust_remote_code: bool = False,
+    own_cache: str | Path | None = None,
 ) -> Cached | None:
     """The snapshot of a revision, if the cache has any part of it. Touches no network."""
     repository = repository_folder(model_id, cache_dir)
@@ -159,7 +181,7 @@ def find_cached(
     path = repository / "snapshots" / commit
     if not path.is_dir():
         return None
-    listing = _listing(path)
+    listing = _listing(path, own_cache)
     if listing is None:
         return Cached(path, commit, None)
     # Either choice serves: a machine without torch may have traced the weights while it had torch.

@@ -138,7 +138,13 @@ class Model:
         task: str | None = None,
     ) -> None:
         settings = RuntimeSettings(engine, dtype, device, threads, cache_dir, trust_remote_code)
-        spec = hub.resolve(model_id, revision=revision, token=token, trust_remote_code=trust_remote_code)
+        spec = hub.resolve(
+            model_id,
+            revision=revision,
+            token=token,
+            trust_remote_code=trust_remote_code,
+            own_cache=cache_dir,
+        )
         if task is not None:
             spec = with_task(spec, Task(task))
         processor = load_processor(spec, cache_dir)
