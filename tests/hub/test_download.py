@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +241,55 @@ def test_a_cut_transfer_goes_on_where_it_stopped(hub: StandInHub, client: Client
     ).read_bytes()
 
 
+@pytest.mark.parametrize("left_by", ["hilbert", "the client"])
+def test_a_killed_process_is_no_reason_to_begin_again(
+    hub: StandInHub, client: Client, tmp_path: Path, left_by: str
+) -> None:
+    folder = tiny_model("bert", tmp_path / "big", intermediate_size=40_000)
+    size = (folder / "model.safetensors").stat().st_size
+    commit = hub.add("org/tiny", folder)
+    hub.stall("*model.safetensors", after_bytes=25_000_000)
+    ours = [sys.executable, "-c", SCRIPT, json.dumps({"model_id": "org/tiny"})]
+    script = "from huggingface_hub import snapshot_download; snapshot_download('org/tiny')"
+    first = subprocess.Popen(
+        ours if left_by == "hilbert" else [sys.executable, "-c", script],
+        env=client.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    blobs = client.cache / "hub" / "models--org--tiny" / "blobs"
+    end = time.monotonic() + 60
+    while sum(piece.stat().st_size for piece in blobs.glob("*.incomplete")) < 20_000_000:
+        assert time.monotonic() < end and first.poll() is None
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    hub.heal()
+    hub.seen.clear()
+    answer = client.run()
+    assert answer["commit"] == commit
+    (seen,) = hub.downloads("*model.safetensors")
+    assert seen.range == f"bytes={20 * 1024 * 1024}-" and seen.sent_bytes == size - 20 * 1024 * 1024
+    got, original = Path(answer["path"]) / "model.safetensors", folder / "model.safetensors"
+    assert got.read_bytes() == original.read_bytes()
+    assert not list(blobs.glob("*.incomplete")), "nothing is left behind"
+
+
+def test_a_piece_with_wrong_bytes_is_thrown_away(hub: StandInHub, client: Client, model: Path) -> None:
+    commit = hub.add("org/tiny", model)
+    weights = (model / "model.safetensors").read_bytes()
+    blobs = client.cache / "hub" / "models--org--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    digest = hashlib.sha256(weights).hexdigest()
+    for garbage in (b"x" * 5000, b"x" * (len(weights) + 1)):
+        (blobs / f"{digest}.0a1b.incomplete").write_bytes(garbage)
+        answer = client.run()
+        assert answer["commit"] == commit
+        assert (Path(answer["path"]) / "model.safetensors").read_bytes() == weights
+        shutil.rmtree(client.cache / "hub" / "models--org--tiny" / "snapshots")
+        (blobs / digest).unlink()
+
+
 def test_what_arrived_before_a_broken_transfer_is_kept(
     hub: StandInHub, client: Client, tmp_path: Path
 ) -> None:
@@ -273,10 +324,28 @@ def test_a_cut_download_leaves_the_old_snapshot_in_use(
 def test_hub_out_of_reach(hub: StandInHub, client: Client) -> None:
     hub.stop()
     answer = client.run()
-    assert answer["error"] == "HubOutOfReach" and "hilbert models pull org/tiny" in answer["message"]
+    assert answer["error"] == "HubOutOfReach"
+    for said in (
+        "org/tiny at 'main'",
+        str(client.cache),
+        f"{hub.url} cannot be reached: nobody listens there (1 try; ",
+        "No other revision is in the cache",
+        "HF_ENDPOINT",
+        "hilbert models pull org/tiny",
+    ):
+        assert said in answer["message"], said
     assert answer["seconds"] < 15, "nobody listens: no point in trying for long"
     offline = client.run(env={"HF_HUB_OFFLINE": "1"})
     assert "HF_HUB_OFFLINE" in offline["message"] and not offline["client"]
+
+
+def test_hub_out_of_reach_names_what_the_cache_holds(hub: StandInHub, client: Client, model: Path) -> None:
+    hub.add("org/tiny", model, revision="v1")
+    client.run(revision="v1")
+    hub.stop()
+    message = client.run()["message"]
+    assert "In the cache are: 'v1'; name one with --revision, and set HF_HUB_OFFLINE=1" in message
+    assert "commit" in client.run(revision="v1", env={"HF_HUB_OFFLINE": "1"})
 
 
 def test_a_cache_that_others_filled_serves_offline(hub: StandInHub, client: Client, model: Path) -> None:

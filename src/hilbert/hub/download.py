@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hilbert.errors import MissingDependency, ModelUnavailable
 from hilbert.hub.chain import read_entries
 from hilbert.hub.files import read_object, safe_folder
-from hilbert.hub.snapshots import COMMIT, Cached, repository_folder, wanted_files
+from hilbert.hub.partial import Place, fetch_large
+from hilbert.hub.snapshots import COMMIT, Cached, cached_revisions, repository_folder, wanted_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,9 +91,20 @@ def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
 
 
-def _translate(error: Exception, model_id: str, revision: str, has_token: bool) -> ModelUnavailable:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is asked of the hub, for messages."""
+
+    model_id: str
+    revision: str
+    has_token: bool
+    cache_dir: Path
+
+
+def _translate(error: Exception, wanted: _Wanted, num_tries: int) -> ModelUnavailable:
     """What an exception of the client means, in the user's words."""
     names, status, hub = _names(error), _status(error), endpoint()
+    model_id, revision = wanted.model_id, wanted.revision
     if any(isinstance(c, OSError) and c.errno == errno.ENOSPC for c in _causes(error)):
         return ModelUnavailable(
             f"The disk is full while downloading {model_id}. Free some space, or set HF_HUB_CACHE to a "
@@ -107,7 +120,7 @@ def _translate(error: Exception, model_id: str, revision: str, has_token: bool) 
             "(or pass --token) to a token of that account."
         )
     if status == 401:
-        shown = "the token given does not open it" if has_token else "no token was given"
+        shown = "the token given does not open it" if wanted.has_token else "no token was given"
         return NotOnHub(
             f"{model_id} is not on {hub}, or it is private or gated and {shown} (401). Check the id, or set "
             "HF_TOKEN (or pass --token) to a token that may read it."
@@ -118,20 +131,40 @@ def _translate(error: Exception, model_id: str, revision: str, has_token: bool) 
     if status == 429:
         hint = f"try again in {wait:.0f} s" if wait is not None else "try again later"
         return HubOutOfReach(
-            f"{hub} limits the rate of requests (429) and still did after {MAX_TRIES} tries; {hint}, or set "
-            "HF_TOKEN (or pass --token) for a higher limit.",
+            f"{hub} limits the rate of requests (429) and still did after {_tries(num_tries)}; {hint}, or "
+            "set HF_TOKEN (or pass --token) for a higher limit.",
             retry_after_seconds=wait,
         )
     if status is not None:
         return HubOutOfReach(
-            f"{hub} answered {status} for {model_id} after {MAX_TRIES} tries; try again later."
+            f"{hub} answered {status} for {model_id} after {_tries(num_tries)}; try again later. "
+            f"{_remedy(wanted)}"
         )
     detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    what = "nobody listens there" if "ConnectError" in names else "the connection broke again and again"
     return HubOutOfReach(
-        f"{model_id} is not in the cache and {hub} cannot be reached, or the transfer kept "
-        f"breaking ({type(error).__name__}: {detail[:200]}). Where there is a connection, run "
-        f"`hilbert models pull {model_id}` and copy the cache, or set HF_ENDPOINT to a mirror; finished "
-        "files are kept."
+        f"{model_id} at {revision!r} is not whole in {wanted.cache_dir}, and {hub} cannot be reached: {what} "
+        f"({_tries(num_tries)}; {type(error).__name__}: {detail[:200]}). {_remedy(wanted)}"
+    )
+
+
+def _tries(number: int) -> str:
+    return "1 try" if number == 1 else f"{number} tries"
+
+
+def _remedy(wanted: _Wanted) -> str:
+    """What can be done while the hub is away."""
+    cached = cached_revisions(wanted.model_id, wanted.cache_dir)
+    if cached:
+        names = ", ".join(map(repr, cached))
+        first = (
+            f"In the cache are: {names}; name one with --revision, and set HF_HUB_OFFLINE=1 to ask nobody."
+        )
+    else:
+        first = "No other revision is in the cache."
+    return (
+        f"{first} Otherwise set HF_ENDPOINT to a mirror, or run `hilbert models pull {wanted.model_id}` "
+        "where there is a connection and copy the cache. What has arrived is kept."
     )
 
 
@@ -147,7 +180,7 @@ def _is_worth_another_try(error: Exception) -> bool:
     return "TransportError" in names or "Consistency check" in str(error)
 
 
-def _patiently(action: Callable[[], T], model_id: str, revision: str, has_token: bool) -> T:
+def _patiently(action: Callable[[], T], wanted: _Wanted) -> T:
     """Run an action of the client, again where that may help; honour Retry-After."""
     pause = FIRST_PAUSE_SECONDS
     for attempt in range(1, MAX_TRIES + 1):
@@ -157,7 +190,7 @@ def _patiently(action: Callable[[], T], model_id: str, revision: str, has_token:
             wait = _retry_after(error)
             too_long = wait is not None and wait > MAX_RETRY_AFTER_SECONDS
             if attempt == MAX_TRIES or too_long or not _is_worth_another_try(error):
-                raise _translate(error, model_id, revision, has_token) from error
+                raise _translate(error, wanted, attempt) from error
             # Jitter: many servers that start together should not come back together.
             time.sleep(wait if wait is not None else pause * (1 + random.random()))
             pause *= 2
@@ -225,13 +258,14 @@ def download(
         ) from error
 
     has_token = bool(token or huggingface_hub.get_token())
+    asked = _Wanted(model_id, revision, has_token, cache_dir)
     api = huggingface_hub.HfApi(endpoint=endpoint(), token=token, library_name="hilbert")
 
     def look_up() -> tuple[str, list[str]]:
         info = api.model_info(model_id, revision=revision, timeout=LISTING_TIMEOUT_SECONDS)
         return info.sha or "", [sibling.rfilename for sibling in info.siblings or []]
 
-    commit, listing = _patiently(look_up, model_id, revision, has_token)
+    commit, listing = _patiently(look_up, asked)
     if not COMMIT.fullmatch(commit):
         raise HubOutOfReach(f"{endpoint()} names no commit for {model_id} at {revision!r}, but {commit!r}.")
     wanted = wanted_files(listing, trust_remote_code=trust_remote_code)
@@ -241,8 +275,11 @@ def download(
     for name in wanted:
         safe_folder(name, Path(model_id))  # a mirror is not trusted to name files well
 
+    place = Place(model_id, commit, cache_dir, token or huggingface_hub.get_token(), endpoint())
+
     def fetch(names: Sequence[str]) -> Path:
         def transfer() -> str:
+            fetch_large(place, names)
             return huggingface_hub.snapshot_download(
                 model_id,
                 revision=commit,
@@ -253,7 +290,7 @@ def download(
                 library_name="hilbert",
             )
 
-        return Path(_patiently(transfer, model_id, revision, has_token))
+        return Path(_patiently(transfer, asked))
 
     shown = sys.stderr.isatty() if progress is None else progress
     with nullcontext() if shown else _quiet():

@@ -43,6 +43,7 @@ class _Fault:
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     cut_after_bytes: int | None = None
+    is_stalled: bool = False
 
 
 @dataclass(slots=True)
@@ -71,6 +72,7 @@ class StandInHub:
         self._repositories: dict[str, _Repository] = {}
         self._faults: list[_Fault] = []
         self._lock = threading.Lock()
+        self._healed = threading.Event()
         self._server: ThreadingHTTPServer | None = None
         self._thread: threading.Thread | None = None
         self._url = ""
@@ -127,10 +129,17 @@ class StandInHub:
         with self._lock:
             self._faults.append(_Fault(pattern, times, cut_after_bytes=after_bytes))
 
+    def stall(self, pattern: str, *, after_bytes: int) -> None:
+        """Send so many bytes of the body of the next matching download, then none until `heal` or `stop`."""
+        self._healed.clear()
+        with self._lock:
+            self._faults.append(_Fault(pattern, 1, cut_after_bytes=after_bytes, is_stalled=True))
+
     def heal(self) -> None:
-        """Forget every failure asked for so far."""
+        """Forget every failure asked for so far; what is stalled breaks off."""
         with self._lock:
             self._faults.clear()
+        self._healed.set()
 
     @property
     def url(self) -> str:
@@ -185,6 +194,7 @@ class StandInHub:
 
     def stop(self) -> None:
         """Stop listening; requests are refused from now on. May be called twice."""
+        self._healed.set()
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -296,6 +306,9 @@ class _Handler(BaseHTTPRequestHandler):
         )
         try:
             self.wfile.write(sent)
+            if fault is not None and fault.is_stalled:
+                self.wfile.flush()
+                self.hub._healed.wait()
         except OSError:
             self.close_connection = True  # the client left: its business
         if cut is not None:
