@@ -83,6 +83,23 @@ def test_the_worker_dies_with_a_killed_server(start, static) -> None:
     assert not is_alive(worker)
 
 
+def test_what_traces_dies_with_a_killed_server(start, tmp_path) -> None:
+    model = str(tiny_model("bert", tmp_path / "bert"))
+    server = start("-m", model, "--cache-dir", str(tmp_path / "cache"), wait=False)
+    deadline = time.monotonic() + 30
+    while len(server.children) < 2:  # the worker, and what traces for it
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(1.0)  # it has said with whom it dies, and is importing torch
+    children = server.children
+    assert len(children) >= 2
+    server.stop(signal.SIGKILL)
+    deadline = time.monotonic() + 2
+    while any(map(is_alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [pid for pid in children if is_alive(pid)] == []
+
+
 def test_a_model_that_is_not_there(tmp_path) -> None:
     ended = hilbert("serve", "-m", str(tmp_path / "nothing"), "--port", "0")
     assert ended.returncode == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hilbert.cli.runtime import resolve_model, runtime_settings
 from hilbert.config import ServerSettings
 from hilbert.runtimes import load_runtime
+from hilbert.runtimes.tracing import one_child
 
 
 def preload(settings: ServerSettings) -> int:
@@ -13,12 +14,14 @@ def preload(settings: ServerSettings) -> int:
     Raises:
         ServingError: a model cannot be had or run.
     """
-    for model in settings.models:
-        spec = resolve_model(model, settings)
-        runtime = load_runtime(spec, runtime_settings(model, settings))
-        info = runtime.info
-        runtime.close()
-        print(
-            f"{model.name}: ready ({info.program}, {info.engine}, {info.dtype}, {info.dimensions} dimensions)"
-        )
+    with one_child():
+        for model in settings.models:
+            spec = resolve_model(model, settings)
+            runtime = load_runtime(spec, runtime_settings(model, settings))
+            info = runtime.info
+            runtime.close()
+            print(
+                f"{model.name}: ready ({info.program}, {info.engine}, {info.dtype}, "
+                f"{info.dimensions} dimensions)"
+            )
     return 0

@@ -1,13 +1,17 @@
 """Trace a model once into an OpenVINO graph that is served without torch.
 
-Run as a child process (``python -m hilbert.programs.export``), so that torch and transformers never
-enter the process that serves: spec in on stdin, artifact folder out, one line of JSON on stdout.
+Run as a child process (``python -m hilbert.programs.export``, by `runtimes.tracing`), so that torch and
+transformers never enter the process that serves: orders in on stdin, artifact folders out, one line of JSON
+on stdout for each.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ import numpy as np
 
 from hilbert.core import ModelSpec
 from hilbert.errors import ModelError, UnsupportedArchitecture
+from hilbert.lifetime import die_with
 from hilbert.programs.choose import PROGRAM_VERSION, token_dimensions, trailing_id, unseen_id
 
 GRAPH = "model.xml"
@@ -118,23 +123,39 @@ def _num_parameters(spec: ModelSpec) -> int:
     return sum((root / name).stat().st_size for name in spec.weights if (root / name).is_file()) // 4
 
 
-def main() -> int:
-    """Read an order from stdin, export, print the program or the error as one line of JSON."""
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=ExportOrder)
+def main(parent: int) -> None:
+    """Read orders from stdin, one line of JSON each, and answer each with one line; until stdin ends.
+
+    Args:
+        parent: whoever gives the orders; this process does not outlive it.
+    """
+    die_with(parent)
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin.buffer:
+        order = msgspec.json.decode(line, type=ExportOrder)
+        print(json.dumps(_answer(order)), file=answers, flush=True)
+        gc.collect()  # the weights, before the next model's are loaded
+
+
+def _answer(order: ExportOrder) -> dict[str, Any]:
+    """The program, or the error as data."""
     try:
-        answer: dict[str, Any] = {"program": export(order)}
+        return {"program": export(order)}
     except ModelError as error:
-        answer = {"error": type(error).__name__, "message": error.message}
+        return {"error": type(error).__name__, "message": error.message}
     except ImportError as error:
-        answer = {
+        return {
             "error": "MissingDependency",
             "message": f"tracing {order.spec.model_id} needs {error.name or 'torch'} ({error}): "
             "pip install 'hilbert[torch]', "
             "or serve a folder made by `hilbert export` on a machine that has it",
         }
-    print(json.dumps(answer), flush=True)
-    return 0 if "program" in answer else 3
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": "ModelError", "message": f"{order.spec.model_id}: it cannot be traced ({error!r})"}
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main(int(sys.argv[1]))

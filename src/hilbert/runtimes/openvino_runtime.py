@@ -7,10 +7,7 @@ the whole batch, a padded one is run once per length group.
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +18,7 @@ import numpy as np
 from hilbert.config.machine import available_threads
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
 from hilbert.core.request import IntArray
-from hilbert.errors import (
-    EngineError,
-    InvalidInput,
-    MissingDependency,
-    ModelError,
-    UnsafeWeights,
-    UnsupportedArchitecture,
-    WeightMismatch,
-    WorkerLost,
-)
+from hilbert.errors import EngineError, InvalidInput, WeightMismatch, WorkerLost
 from hilbert.hub.artifacts import (
     ArtifactStore,
     cpu_isa,
@@ -46,13 +34,10 @@ from hilbert.runtimes import ov
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
+from hilbert.runtimes.tracing import trace
 
 # Compiled shapes that OpenVINO keeps; beyond it a shape costs 1.7 ms again, and memory stays flat.
 SHAPES_KEPT = 250
-
-_EXPORT_ERRORS: dict[str, type[ModelError]] = {
-    e.__name__: e for e in (UnsupportedArchitecture, WeightMismatch, UnsafeWeights, MissingDependency)
-}
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -118,35 +103,6 @@ def cpu_dtype(dtype: str) -> str:
     if dtype not in ("float32", "bfloat16"):
         raise InvalidInput(f"dtype {dtype!r} is unknown; take auto, float32 or bfloat16")
     return dtype
-
-
-def trace(spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
-    """Trace a model in a child process, so that torch never enters this one.
-
-    Returns:
-        The program's description for the manifest.
-    """
-    from hilbert.programs.export import ExportOrder
-
-    order = ExportOrder(spec, str(folder), dtype, NUM_GROUPS, trust_remote_code)
-    child = subprocess.run(
-        [sys.executable, "-m", "hilbert.programs.export"],
-        input=msgspec.json.encode(order),
-        capture_output=True,
-        check=False,
-    )
-    lines = child.stdout.decode(errors="replace").strip().splitlines()
-    try:
-        answer = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        tail = child.stderr.decode(errors="replace").strip().splitlines()[-3:]
-        raise ModelError(
-            f"{spec.model_id}: tracing ended with status {child.returncode}: {' | '.join(tail) or 'nothing'}"
-        ) from None
-    if "error" in answer:
-        raise _EXPORT_ERRORS.get(answer["error"], ModelError)(answer["message"])
-    program: dict[str, Any] = answer["program"]
-    return program
 
 
 # Beside the graph, what `hub` and the processors read of a model.

@@ -6,29 +6,18 @@ It imports as little as it can: no asyncio, no web framework, no torch unless a 
 from __future__ import annotations
 
 import faulthandler
-import os
 import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
+from hilbert.lifetime import die_with
+
 _USAGE = "hilbert.worker is started by hilbert itself"
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however it ends.
-
-    Elsewhere than on Linux the end of the socket does it, a little later.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the line above
-        os._exit(0)
 
 
 def main(arguments: list[str]) -> None:
     """Serve until the front hangs up.
+
+    Where the kernel has no parent-death signal, the end of the socket ends the worker a little later.
 
     Args:
         arguments: ``--fd N --journal N --parent PID [--runtime-factory MODULE:NAME] [--preload MODULE]…``
@@ -37,7 +26,7 @@ def main(arguments: list[str]) -> None:
     options = dict(pairs)
     if not {"--fd", "--journal", "--parent"} <= options.keys():
         sys.exit(_USAGE)
-    _die_with(int(options["--parent"]))
+    die_with(int(options["--parent"]))
     # The front decides when a worker ends: a Ctrl-C or a SIGTERM for the whole group must not cut off
     # requests that the front still wants to finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
