@@ -197,7 +197,8 @@ def test_in_process(start, static) -> None:
 def test_log_level(start, static) -> None:
     server = start("-m", static, "--log-level", "info")
     server.stop()
-    assert any(" INFO hilbert" in line for line in server.errors)
+    assert any(" INFO hilbert.cli.serve" in line for line in server.errors)
+    assert any(" INFO hilbert.worker.process: worker " in line for line in server.errors)
     quiet = start("-m", static, "--log-level", "warning")
     quiet.stop()
     assert quiet.errors == []

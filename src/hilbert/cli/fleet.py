@@ -17,6 +17,7 @@ from hilbert.engine.stats import BatchStats
 from hilbert.errors import EngineError, ModelLoading
 from hilbert.runtimes import has_cuda
 from hilbert.runtimes.base import RuntimeInfo
+from hilbert.runtimes.tracing import Tracer, one_child
 from hilbert.worker.spawn import WorkerProcess
 
 OnBatch = Callable[[str, BatchStats], None]
@@ -78,6 +79,7 @@ class WorkerFleet:
                 SupervisorSettings(
                     worker_timeout_seconds=self._settings.worker_timeout,
                     preload=OPENVINO_MODULES if device == "cpu" else (),
+                    log_level=self._settings.log_level,
                 ),
                 first=first,
                 on_batch=self._on_batch,
@@ -113,6 +115,7 @@ class LocalFleet:
         self._devices: dict[str, Any] = {}
         self._engines: list[LoadingEngine] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._tracer = Tracer()
 
     async def open(self, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
         """See `Fleet`."""
@@ -127,7 +130,8 @@ class LocalFleet:
         from hilbert.scheduler import Scheduler
 
         try:
-            runtime = await asyncio.to_thread(load_runtime, spec, runtime_settings(model, self._settings))
+            with one_child(self._tracer):  # `to_thread` takes the context along
+                runtime = await asyncio.to_thread(load_runtime, spec, runtime_settings(model, self._settings))
         except BaseException:
             handle.has_failed = True
             raise
@@ -146,12 +150,14 @@ class LocalFleet:
     async def wait_loaded(self) -> None:
         """See `Fleet`."""
         await asyncio.gather(*self._tasks)
+        await asyncio.to_thread(self._tracer.close)
 
     async def close(self) -> None:
         """See `Fleet`."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._tracer.close)
         handles, self._engines = self._engines, []
         for handle in handles:
             if handle.loaded is not None:

@@ -19,13 +19,13 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from hilbert.cli.fleet import Fleet, LocalFleet, WorkerFleet
-from hilbert.cli.logs import log_to_stderr
 from hilbert.cli.runtime import resolve_model
 from hilbert.cli.sockets import bind, release, url_of
 from hilbert.config import BadSetting, ModelSettings, ServerSettings
 from hilbert.core import ModelSpec, OutputDtype
 from hilbert.engine.base import EngineHandle
 from hilbert.engine.stats import BatchStats
+from hilbert.logs import log_to_stderr
 from hilbert.worker.spawn import WorkerProcess
 
 if TYPE_CHECKING:

@@ -53,6 +53,7 @@ class Kind(IntEnum):
     BATCH = 11  # W: statistics of one batch
     HEALTH = 12  # W: an engine is lost; the worker exits right after
     SHUTDOWN = 13  # F: answer what you have, then exit
+    WELCOME = 14  # F: its answer to HELLO
 
 
 class FrameError(EngineError):
@@ -64,6 +65,12 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
     pid: int
     version: str
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker must know that was started before anybody had read the settings."""
+
+    log_level: str
 
 
 class EngineLimits(msgspec.Struct, frozen=True, array_like=True):
@@ -229,6 +236,7 @@ _DECODERS: dict[int, msgspec.msgpack.Decoder[msgspec.Struct]] = {
         Kind.BATCH: BatchReport,
         Kind.HEALTH: HealthReport,
         Kind.SHUTDOWN: Shutdown,
+        Kind.WELCOME: Welcome,
     }.items()
 }
 

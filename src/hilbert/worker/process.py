@@ -30,7 +30,9 @@ import hilbert
 from hilbert.core import Batch, BatchOutput, ModelSpec, Output, Request
 from hilbert.engine import BatchStats, Device, Engine, has_rows
 from hilbert.errors import EngineError, ServingError, WorkerLost
+from hilbert.logs import log_to_stderr
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.tracing import Tracer, one_child
 from hilbert.scheduler import Scheduler
 from hilbert.worker.answers import encode_result
 from hilbert.worker.frames import (
@@ -49,6 +51,7 @@ from hilbert.worker.frames import (
     Shutdown,
     Submit,
     Unload,
+    Welcome,
     WorkerStats,
     decode_spec,
     decode_submit,
@@ -234,6 +237,7 @@ class Worker:
         self._devices: dict[str, Device] = {}
         self._models: dict[int, _Model] = {}
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._tracer = Tracer(has_more=lambda: not self._orders.empty())
         self._loader = threading.Thread(target=self._obey, name="loader", daemon=True)
         self._outbox = threading.local()  # answers of the batch that this thread is delivering
 
@@ -262,6 +266,8 @@ class Worker:
             self._orders.put(lambda: self._load(meta))
         elif isinstance(meta, Unload):
             self._orders.put(lambda: self._unload(meta))
+        elif isinstance(meta, Welcome):
+            log_to_stderr(meta.log_level)
         else:
             raise EngineError(f"a worker does not take {Kind(frame.kind).name} frames")
 
@@ -334,13 +340,15 @@ class Worker:
 
     def _obey(self) -> None:
         try:
-            while (order := self._orders.get()) is not None:
-                order()
+            with one_child(self._tracer):
+                while (order := self._orders.get()) is not None:
+                    order()
         except BaseException:
             traceback.print_exc()
             os._exit(_EXIT_BROKEN)
 
     def _load(self, order: Load) -> None:
+        began = monotonic()
         try:
             runtime = WatchedRuntime(
                 self._make_runtime(decode_spec(order), order.settings), self._journal, self._free_lanes
@@ -351,7 +359,11 @@ class Worker:
                 traceback.print_exc()
             self._channel.send(encode(Kind.LOADED, Loaded(order.model, error=encode_error(error))))
             return
+        finally:
+            if self._orders.empty():
+                self._tracer.close()
         self._models[order.model] = _Model(engine, runtime)
+        logger.info("worker %d has loaded %s in %.2f s", os.getpid(), order.key, monotonic() - began)
         self._channel.send(encode(Kind.LOADED, Loaded(order.model, info=runtime.info)))
 
     def _start_engine(self, order: Load, runtime: WatchedRuntime) -> Engine[Any]:

@@ -54,6 +54,7 @@ from hilbert.worker.frames import (
     Result,
     Shutdown,
     Unload,
+    Welcome,
     decode_error,
     encode,
     encode_load,
@@ -83,6 +84,7 @@ class SupervisorSettings:
         max_fast_failures: workers in a row that died while they started, before health is FAILED.
         runtime_factory: ``"module:function"``, see `spawn.prestart`; for tests and for measuring.
         preload: modules that a worker imports at its start.
+        log_level: of the workers, see `logs.log_to_stderr`.
     """
 
     worker_timeout_seconds: float = 30.0
@@ -95,6 +97,7 @@ class SupervisorSettings:
     max_fast_failures: int = 5
     runtime_factory: str | None = None
     preload: tuple[str, ...] = ()
+    log_level: str = "info"
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,6 +544,7 @@ class Supervisor:
             )
             return
         self._link = link
+        link.write(encode(Kind.WELCOME, Welcome(self._settings.log_level)))
         self._ordered = []
         self._has_answered = False
         self._set_patience()

@@ -1,4 +1,4 @@
-"""The log: one line an event, on the standard error stream."""
+"""The log: one line an event, on the standard error stream, the same in the front and in its workers."""
 
 from __future__ import annotations
 
