@@ -43,6 +43,10 @@ HEAVY = {"torch", "transformers", "sentence_transformers", "huggingface_hub", "o
             "import contextlib\nfrom hilbert.cli import main\nmain(['--help'])",
             (HEAVY - {"rich"}) | {"starlette", "uvicorn"},
         ),
+        (
+            "import hilbert.cli.authz, hilbert.cli.app",
+            HEAVY - {"rich"} | {"starlette", "numpy", "orjson", "prometheus_client", "tokenizers", "msgspec"},
+        ),
         ("from hilbert.cli import main\nmain(['models', 'info', 'bundled'])", {"torch", "transformers"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

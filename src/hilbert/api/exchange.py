@@ -41,7 +41,7 @@ def model_for(call: Call, models: Registry, name: str | None) -> ServedModel:
     if allowed is None or not allowed.isdisjoint((model.name, *model.aliases, model.spec.model_id)):
         return model
     raise Forbidden(
-        f"This key is for {', '.join(sorted(allowed))} not for {model.name} (models= in the keys file).",
+        f"This key is for {', '.join(sorted(allowed))} and not {model.name} (models= in the keys file).",
         param="model",
     )
 

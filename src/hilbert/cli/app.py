@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hilbert.cli.keys import keys
 from hilbert.config import BadSetting, ServerSettings, load
 from hilbert.errors import ServingError
 
@@ -22,6 +23,10 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Fetch models, and say how they run.", no_args_is_help=True)
 app.add_typer(models, name="models")
+app.add_typer(keys, name="keys")
+
+# Where nginx configurations written for a sidecar look for it.
+_AUTHZ_PORT = "8000"
 
 ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
@@ -146,10 +151,40 @@ def export(
     typer.echo(export_model(settings, folder))
 
 
+@app.command()
+def authz(
+    keys_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The file of keys; edits count at once.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[str | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    uds: Annotated[str | None, typer.Option(metavar="PATH", help="Listen on this unix socket.")] = None,
+    trusted_proxies: Annotated[
+        str | None, typer.Option(metavar="NETWORKS", help="Whose X-Forwarded-For is believed.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="How much is logged.")] = None,
+) -> None:
+    """Answer a proxy's question whether a request may pass: 204 or 401 on /_authz."""
+    from hilbert.cli.authz import serve_authz
+
+    flags = {
+        "keys_file": keys_file,
+        "host": host,
+        "port": port or os.environ.get("HILBERT_PORT") or _AUTHZ_PORT,
+        "uds": uds,
+        "trusted_proxies": trusted_proxies,
+        "log_level": log_level,
+    }
+    serve_authz(load(_words(flags), os.environ)[0])
+
+
 def _settings(model: str, trust_remote_code: bool, **flags: str | None) -> ServerSettings:
     """These options as `serve` would read them, environment and messages included."""
     words = ["--model-id", model, *(["--trust-remote-code"] if trust_remote_code else [])]
-    for name, value in flags.items():
-        if value is not None:
-            words += ["--" + name.replace("_", "-"), value]
-    return load(words, os.environ)[0]
+    return load(words + _words(flags), os.environ)[0]
+
+
+def _words(flags: Mapping[str, str | None]) -> list[str]:
+    """Options that were given, as `serve` takes them."""
+    given = {"--" + name.replace("_", "-"): value for name, value in flags.items() if value is not None}
+    return [word for pair in given.items() for word in pair]

@@ -12,6 +12,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from hilbert.config import ServerSettings
+
 # Answers that are still being written when everything else is over.
 _LAST_WORDS_SECONDS = 10
 
@@ -45,6 +47,16 @@ class HttpSettings:
     idle_timeout: float = 75.0
     ssl_certfile: str = ""
     ssl_keyfile: str = ""
+
+    @staticmethod
+    def of(settings: ServerSettings) -> HttpSettings:
+        """What HTTP needs of all settings."""
+        return HttpSettings(
+            header_timeout=settings.header_timeout,
+            idle_timeout=settings.idle_timeout,
+            ssl_certfile=settings.ssl_certfile,
+            ssl_keyfile=settings.ssl_keyfile,
+        )
 
 
 class BoundedProtocol(HttpToolsProtocol):

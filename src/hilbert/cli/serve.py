@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from hilbert.cli.fleet import Fleet, LocalFleet, WorkerFleet
+from hilbert.cli.loop import loop_factory
 from hilbert.cli.runtime import resolve_model
 from hilbert.cli.sockets import bind, release, url_of
 from hilbert.config import BadSetting, ModelSettings, ServerSettings
@@ -30,7 +31,6 @@ from hilbert.worker.spawn import WorkerProcess
 
 if TYPE_CHECKING:
     from hilbert.cli.door import Door
-    from hilbert.cli.http import HttpSettings
     from hilbert.models import Registry, ServedModel
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def serve(settings: ServerSettings, worker: WorkerProcess | None) -> int:
         print(f"hilbert: {error}", file=sys.stderr)
         return error.exit_code
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_Server(settings, sock).run(worker))
     finally:
         release(sock, settings)
@@ -109,10 +109,10 @@ class _Server:
         await asyncio.wait({opening}, timeout=_ORDERS_FIRST_SECONDS)
         await _in_thread(_import_http)
         from hilbert.cli.door import Door
-        from hilbert.cli.http import HttpServer
+        from hilbert.cli.http import HttpServer, HttpSettings
 
         door = Door()
-        http = HttpServer(door, self._http_settings())
+        http = HttpServer(door, HttpSettings.of(self._settings))
         serving = asyncio.create_task(http.run_on(self._sock))
         coming_up = asyncio.create_task(self._come_up(fleet, opening, door))
         stopping = asyncio.create_task(self._stop.wait())
@@ -129,17 +129,6 @@ class _Server:
             if self._stop_now.is_set():
                 await fleet.close()  # whoever still waits is answered now
             await asyncio.gather(opening, coming_up, stopping, serving, return_exceptions=True)
-
-    def _http_settings(self) -> HttpSettings:
-        from hilbert.cli.http import HttpSettings
-
-        settings = self._settings
-        return HttpSettings(
-            header_timeout=settings.header_timeout,
-            idle_timeout=settings.idle_timeout,
-            ssl_certfile=settings.ssl_certfile,
-            ssl_keyfile=settings.ssl_keyfile,
-        )
 
     async def _open_models(self, fleet: Fleet) -> list[tuple[ModelSettings, ModelSpec, EngineHandle]]:
         """Look all models up and give the orders to load them."""
@@ -269,11 +258,3 @@ async def _in_thread(function: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="hilbert-start", daemon=True).start()
     return await future
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ModuleNotFoundError:  # not made for Windows
-        return None
-    return uvloop.new_event_loop
