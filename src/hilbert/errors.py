@@ -11,6 +11,7 @@
     │   ├── Unauthorized              401     no
     │   ├── Forbidden                 403     no
     │   ├── ModelNotFound             404     no
+    │   ├── RequestTooSlow            408     no
     │   └── PayloadTooLarge           413     no
     ├── CapacityError                           try again later
     │   ├── Overloaded                429     yes
@@ -115,6 +116,13 @@ class ModelNotFound(ClientError):
 
     status = 404
     code = "model_not_found"
+
+
+class RequestTooSlow(ClientError):
+    """The request body did not arrive in time."""
+
+    status = 408
+    code = "request_too_slow"
 
 
 class PayloadTooLarge(ClientError):

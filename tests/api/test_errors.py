@@ -117,7 +117,9 @@ BAD_BYTES = [
     (b'"text"', "object"),
     (b"\xef\xbb\xbf{}", "not valid JSON"),
     (b'{"input": "\xff\xfe"}', "UTF-8"),
-    (b'{"input": "\\ud800"}', "not valid JSON"),
+    (b'{"input": "\\ud800"}', "half of a surrogate pair"),
+    (b'{"input": "\\\\ud83d\\ude00 \\udE00"}', "holds \\ude00"),
+    (b'{"input": "\\ud83d\\ude00"', "not valid JSON"),
     (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     (b'{"x": ' + b'{"a":' * 100_000, "nested too deeply"),
     (b"[" * 100_000, "object"),
@@ -364,3 +366,48 @@ def test_a_failure_nobody_expected_shows_an_id_and_no_insides(serve, caplog):
         with pytest.raises(openai.InternalServerError):
             client.embeddings.create(model="x", input="a")
         assert len(calls) == 1  # told not to retry
+
+
+# -- slow clients -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("route", "place"),
+    [("/v1/embeddings", ["error", "message"]), ("/embeddings", ["detail"]), ("/v1/rerank", ["message"]),
+     ("/v1/encode/m", ["detail", "message"])],
+)  # fmt: skip
+def test_a_body_that_comes_byte_by_byte_is_not_waited_for(serve, route, place):
+    server = serve(settings=ApiSettings(body_timeout=0.4))
+    head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head)
+        start = time.monotonic()
+        connection.settimeout(0.05)
+        answer = b""
+        while not answer:
+            assert time.monotonic() - start < 5
+            connection.sendall(b" ")
+            try:
+                answer = connection.recv(65536)
+            except TimeoutError:
+                continue
+        assert 0.3 < time.monotonic() - start < 3
+        status, _, body = answer.partition(b"\r\n\r\n")
+        assert status.startswith(b"HTTP/1.1 408") and b"connection: close" in status
+        message = json.loads(body)
+        for key in place:
+            message = message[key]
+        assert "0.4 s (--body-timeout)" in message and "65536 bytes" in message
+        connection.settimeout(5)
+        assert connection.recv(65536) == b""
+    check_alive(server)
+
+
+def test_a_large_body_gets_more_time(serve):
+    server = serve(settings=ApiSettings(body_timeout=0.4))
+    body = b" " * 200_000 + b'{"input": "a"}'
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(post_head(len(body)) + body[:150_000])
+        time.sleep(1.0)
+        connection.sendall(body[150_000:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")

@@ -337,3 +337,10 @@ def test_header_and_idle_timeouts(start, static) -> None:
         while more := connection.recv(65536):  # until it hangs up
             received += more
         assert received.startswith(b"HTTP/1.1 200")
+
+
+def test_body_timeout(start, static) -> None:
+    server = start("-m", static, "--body-timeout", "0.3")
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=10) as late:
+        late.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        assert late.recv(65536).startswith(b"HTTP/1.1 408")

@@ -92,6 +92,7 @@ class App:
     ) -> None:
         self._router = Router.of(routes)
         self._gate = gate
+        self._body_seconds = settings.body_timeout
         self._root_path = settings.proxy_root_path.rstrip("/")
         self._openai_bases = openai_bases
         self._openai = OpenAIDialect()
@@ -111,7 +112,8 @@ class App:
         if self._root_path and path.startswith(self._root_path + "/"):
             path = path[len(self._root_path) :]
         client = scope.get("client")
-        call = Call(scope["method"], path, dict(scope["headers"]), receive, client[0] if client else None)
+        peer = client[0] if client else None
+        call = Call(scope["method"], path, dict(scope["headers"]), receive, peer, self._body_seconds)
         try:
             reply = await self._answer(call)
         except ClientGone:

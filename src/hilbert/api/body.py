@@ -15,6 +15,10 @@ from hilbert.errors import InvalidInput
 
 Body = TypeVar("Body")
 
+# An escape in a JSON text: a pair of surrogates, one alone, or any other.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.S
+)
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -63,8 +67,8 @@ class BodyDecoder(Generic[Body]):
         """Parse a body.
 
         Raises:
-            MalformedRequest: it is not JSON in UTF-8, not an object, nested too deeply, or a field has a
-                wrong type; `param` names the field.
+            MalformedRequest: it is not JSON in UTF-8, holds half a surrogate pair, is not an object, is
+                nested too deeply, or a field has a wrong type; `param` names the field.
         """
         try:
             return self._decoder.decode(body)
@@ -75,6 +79,12 @@ class BodyDecoder(Generic[Body]):
         except RecursionError:
             raise MalformedRequest("The body's JSON is nested too deeply.") from None
         except ValueError as error:
+            lone = next((escape[1] for escape in _ESCAPE.finditer(body) if escape[1]), None)
+            if lone is not None:
+                raise MalformedRequest(
+                    f"The request body holds {lone.decode()}, half of a surrogate pair, which is no "
+                    "character; send both halves, or the character itself in UTF-8."
+                ) from None
             what = "is empty" if not body.strip() else f"is not valid JSON: {error}"
             raise MalformedRequest(f"The request body {what}.") from None
 

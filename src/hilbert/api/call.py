@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from hilbert.access import ANONYMOUS
-from hilbert.errors import InvalidInput, PayloadTooLarge
+from hilbert.errors import InvalidInput, PayloadTooLarge, RequestTooSlow
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -46,6 +46,9 @@ _numbers = count(1)
 _MAX_DRAIN_BYTES = 512 * 1024 * 1024
 _MAX_DRAIN_SECONDS = 15.0
 
+# A large body may take longer to arrive, by this rate: half a megabit a second, which any network has.
+_SLOWEST_BYTES_PER_SECOND = 64 * 1024
+
 # Most requests are over by then, so that most never pay for the task that listens for a disconnect.
 _WATCH_AFTER_SECONDS = 0.1
 
@@ -74,12 +77,14 @@ class Call:
         tail: what a route that ends in ``*`` matched there.
         started: `time.perf_counter()` at arrival.
         peer: the address at the other end of the connection; None for a unix socket.
+        body_seconds: how long a body may take to arrive; a large one gets more, by its size.
         key: who asks; set at the gate.
         num_tokens: what the request has used so far.
         reply_headers: to be sent with whatever the reply is.
     """
 
     __slots__ = (
+        "body_seconds",
         "headers",
         "key",
         "method",
@@ -100,7 +105,9 @@ class Call:
         headers: Mapping[bytes, bytes],
         receive: Receive,
         peer: str | None = None,
+        body_seconds: float = 20.0,
     ) -> None:
+        self.body_seconds = body_seconds
         self.started = time.perf_counter()
         self.method = method
         self.path = path
@@ -122,6 +129,7 @@ class Call:
         Raises:
             PayloadTooLarge: it has more than `max_bytes`; what came is drained, so the client can read this.
             InvalidInput: it is compressed.
+            RequestTooSlow: it does not arrive in time.
             ClientGone: the connection closed in the middle.
         """
         encoding = self.headers.get(b"content-encoding", b"identity")
@@ -135,6 +143,16 @@ class Call:
             if self.headers.get(b"expect", b"").lower() != b"100-continue":
                 await self._drain(0)
             raise _too_large(int(length), max_bytes)
+        try:
+            async with asyncio.timeout(self.body_seconds) as limit:
+                return await self._read(max_bytes, limit)
+        except TimeoutError:
+            raise RequestTooSlow(
+                f"The request body did not arrive within {self.body_seconds:g} s (--body-timeout), and "
+                f"a second for each {_SLOWEST_BYTES_PER_SECOND} bytes that came; send it faster."
+            ) from None
+
+    async def _read(self, max_bytes: int, limit: asyncio.Timeout) -> bytes:
         message = await self._next()
         chunk: bytes = message.get("body", b"")
         if not message.get("more_body", False):
@@ -143,13 +161,16 @@ class Call:
             return chunk
         chunks = [chunk]
         size = len(chunk)
+        deadline = limit.when() or 0.0
         while message.get("more_body", False):
+            limit.reschedule(deadline + size / _SLOWEST_BYTES_PER_SECOND)
             message = await self._next()
             chunk = message.get("body", b"")
             chunks.append(chunk)
             size += len(chunk)
             if size > max_bytes:
                 chunks.clear()
+                limit.reschedule(None)
                 if message.get("more_body", False):
                     await self._drain(size)
                 raise _too_large(None, max_bytes)

@@ -21,6 +21,7 @@ class ApiSettings:
         cors_origins: origins, divided by commas, whose web pages may call.
         max_client_batch_size: inputs that one request may have.
         max_body_bytes: bytes that a request body may have.
+        body_timeout: seconds that a body may take to arrive; a large one gets more, by its size.
     """
 
     api_key: str = ""
@@ -35,3 +36,4 @@ class ApiSettings:
     cors_origins: str = ""
     max_client_batch_size: int = 2048
     max_body_bytes: int = 32 * 1024 * 1024
+    body_timeout: float = 20.0

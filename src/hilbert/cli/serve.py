@@ -32,6 +32,7 @@ from hilbert.worker.spawn import WorkerProcess
 if TYPE_CHECKING:
     from hilbert.cli.door import Door
     from hilbert.models import Registry, ServedModel
+    from hilbert.models.media import MediaLoader
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class _Server:
         self._started = time.monotonic()
         self._models: dict[str, ServedModel] = {}
         self._registry: Registry | None = None
+        self._media: MediaLoader | None = None
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -129,6 +131,8 @@ class _Server:
             if self._stop_now.is_set():
                 await fleet.close()  # whoever still waits is answered now
             await asyncio.gather(opening, coming_up, stopping, serving, return_exceptions=True)
+            if self._media is not None:
+                await self._media.aclose()
 
     async def _open_models(self, fleet: Fleet) -> list[tuple[ModelSettings, ModelSpec, EngineHandle]]:
         """Look all models up and give the orders to load them."""
@@ -145,9 +149,11 @@ class _Server:
         door: Door,
     ) -> None:
         from hilbert.api import ApiSettings, create_app
+        from hilbert.cli.media import media_loader
         from hilbert.models import Registry
 
         settings = self._settings
+        self._media = media_loader(settings)
         for model, spec, engine in await opening:
             self._models[model.name] = await self._served_model(model, spec, engine)
         self._registry = Registry(self._models.values())
@@ -166,6 +172,7 @@ class _Server:
                 cors_origins=settings.cors_origins,
                 max_client_batch_size=settings.max_client_batch_size,
                 max_body_bytes=settings.max_body_bytes,
+                body_timeout=settings.body_timeout,
             ),
         )
         hint = asyncio.get_running_loop().call_later(_SLOW_START_SECONDS, logger.info, _SLOW_START)
@@ -190,6 +197,7 @@ class _Server:
             aliases=() if model.model_id in others else (model.model_id,),
             request_timeout_seconds=settings.request_timeout,
             embedding_dtype=OutputDtype(model.embedding_dtype),
+            media=self._media,
         )
 
     def _announce(self) -> None:

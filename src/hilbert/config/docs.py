@@ -68,7 +68,7 @@ def _table(options: Sequence[Option]) -> str:
 
 
 def _names(option: Option) -> str:
-    return f"`{option.env}`" + (f", `{option.infinity_env}`" if option.infinity_env else "")
+    return ", ".join(f"`{name}`" for name in option.envs)
 
 
 def _default(option: Option) -> str:

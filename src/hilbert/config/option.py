@@ -35,6 +35,7 @@ class Option:
         maximum: largest value allowed.
         check: returns what is wrong with a text, or None.
         infinity: the name after ``INFINITY_`` under which Infinity has this setting, or ``""``.
+        plain_env: a variable without prefix that a peer reads for this setting, or ``""``.
         infinity_default: the default under ``hilbert v2`` where it differs.
         per_model: may be given once for all models or once per model.
         secret: never shown.
@@ -53,6 +54,7 @@ class Option:
     maximum: float | None = None
     check: Check | None = None
     infinity: str = ""
+    plain_env: str = ""
     infinity_default: Any = None
     per_model: bool = False
     secret: bool = False
@@ -76,6 +78,11 @@ class Option:
     def infinity_env(self) -> str:
         """Infinity's environment variable of the same meaning, or ``""``."""
         return "INFINITY_" + self.infinity if self.infinity else ""
+
+    @property
+    def envs(self) -> tuple[str, ...]:
+        """Every environment variable that sets it, the strongest first."""
+        return tuple(name for name in (self.env, self.infinity_env, self.plain_env) if name)
 
 
 def option(default: Any, help: str, **details: Any) -> Any:

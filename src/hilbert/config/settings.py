@@ -38,6 +38,10 @@ def _path(text: str) -> str | None:
     return None if not text or text.startswith("/") else "Path must start with '/'"
 
 
+def _header(text: str) -> str | None:
+    return None if text.isascii() and text.isprintable() else "give printable ASCII, as headers carry"
+
+
 def _not_empty(text: str) -> str | None:
     return None if text.strip() else "give a hub id such as BAAI/bge-small-en-v1.5, or a folder"
 
@@ -266,6 +270,45 @@ class ServerSettings:
     )
     max_body_bytes: int = option(
         32 * 1024 * 1024, "bytes that a request's body may have; a larger one is answered 413", minimum=1
+    )
+    body_timeout: float = option(
+        20.0,
+        "seconds that a request's body may take to arrive, and one more for each 64 KiB of it; then 408",
+        minimum=0.001,
+    )
+    fetch_urls: bool = option(
+        True, "fetch images and sounds that requests name by http and https URLs of the public internet"
+    )
+    fetch_private_hosts: str = option(
+        "",
+        "hosts, divided by commas, that may be fetched from although they lie in a private network",
+        metavar="NAMES",
+        default_note="none",
+    )
+    max_fetch_bytes: int = option(
+        64 * 1024 * 1024, "bytes that the URLs of one request may bring together", minimum=1
+    )
+    http_client_user_agent: str = option(
+        "Mozilla/5.0 (compatible; Hilbert)",
+        "what fetching calls itself",
+        metavar="TEXT",
+        plain_env="HTTP_CLIENT_USER_AGENT",
+        check=_header,
+    )
+    http_client_timeout: float = option(
+        10.0,
+        "seconds that one URL may take, redirects included",
+        minimum=0.001,
+        plain_env="HTTP_CLIENT_TIMEOUT",
+    )
+    http_client_max_connections: int = option(
+        50, "connections that fetching may open at a time", minimum=1, plain_env="HTTP_CLIENT_MAX_CONNECTIONS"
+    )
+    http_client_max_keepalive_connections: int = option(
+        20,
+        "idle connections that fetching keeps",
+        minimum=0,
+        plain_env="HTTP_CLIENT_MAX_KEEPALIVE_CONNECTIONS",
     )
     request_timeout: float = option(
         60.0, "seconds after which a waiting request is dropped and answered 503", minimum=0.001

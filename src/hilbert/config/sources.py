@@ -68,15 +68,15 @@ def from_flags(argv: Sequence[str], options: Sequence[Option]) -> Source:
 
 
 def from_environment(environ: Mapping[str, str], options: Sequence[Option]) -> Source:
-    """Read ``HILBERT_*`` and, where Infinity has the setting too, ``INFINITY_*``; ours wins.
+    """Read ``HILBERT_*`` and the names that peers have for the same setting; ours wins.
 
     Per-model settings are lists divided by ``;`` of which one trailing ``;`` is dropped. An empty
     variable counts as not set.
     """
     given = {}
     for option in options:
-        for name in (option.env, option.infinity_env):
-            text = environ.get(name, "") if name else ""
+        for name in option.envs:
+            text = environ.get(name, "")
             if text:
                 texts = tuple(text.removesuffix(";").split(";")) if option.per_model else (text,)
                 given[option.name] = Given(name, texts)

@@ -19,6 +19,7 @@ from hilbert.core import (
 from hilbert.core.request import FloatArray
 from hilbert.errors import ServingError
 from hilbert.models.facts import Facts
+from hilbert.models.media import MediaLoader
 from hilbert.processors.sides import is_query, kept_rows
 
 
@@ -49,6 +50,14 @@ class EncodeWork:
         return self._facts.processor.estimate_tokens(
             request.inputs, self._prompt_chars, truncate=request.truncate
         )
+
+    async def load(self, loader: MediaLoader) -> None:
+        """Get the images and sounds that the request only points to.
+
+        Raises:
+            MediaError: one cannot be had.
+        """
+        self._request = replace(self._request, inputs=await loader.load(self._request.inputs))
 
     def is_small(self) -> bool:
         """See `Work`."""

@@ -1,7 +1,8 @@
 """One served model: what happens to a request between its dialect and the engine.
 
-Admission, tokenizing, the engine, the finish of the rows, and the deadline over all of it: one path for
-every task (what differs between tasks is `work.py`). Knows no wire format and not where the engine runs.
+Admission, loading of media, tokenizing, the engine, the finish of the rows, and the deadline over all of
+it: one path for every task (what differs between tasks is `work.py`). Knows no wire format and not where
+the engine runs.
 Everything here runs on the event loop; what is heavy goes to a thread.
 """
 
@@ -42,6 +43,7 @@ from hilbert.errors import (
 from hilbert.models.classify import ClassifyWork
 from hilbert.models.encode import EncodeWork, with_empty_rows
 from hilbert.models.facts import Facts
+from hilbert.models.media import MediaLoader
 from hilbert.models.offload import offload
 from hilbert.models.rerank import rerank_work
 from hilbert.models.work import Work
@@ -68,6 +70,7 @@ class ServedModel:
         engine: what runs it.
         request_timeout_seconds: limit for requests that bring none of their own; None for no limit.
         embedding_dtype: the type of its vectors where a request names none.
+        media: what gets the images and sounds that requests point to.
         created: unix time of loading.
     """
 
@@ -83,6 +86,7 @@ class ServedModel:
         aliases: AbstractSequence[str] = (),
         request_timeout_seconds: float | None = None,
         embedding_dtype: OutputDtype = OutputDtype.FLOAT32,
+        media: MediaLoader | None = None,
     ) -> None:
         self.name = name
         self.aliases = tuple(aliases)
@@ -93,6 +97,7 @@ class ServedModel:
         self.metrics = metrics or ModelMetrics(name)
         self.request_timeout_seconds = request_timeout_seconds
         self.embedding_dtype = embedding_dtype
+        self.media = media or MediaLoader()
         self.created = int(time.time())
         self._facts = Facts(name, spec, processor, None)
         self._pairs: PairProcessor | None = None
@@ -226,6 +231,9 @@ class ServedModel:
     async def _carry_out(
         self, work: Work[Result], start: float, deadline: float | None
     ) -> tuple[Result, int, Timing]:
+        if isinstance(work, EncodeWork):  # no other call takes images or sounds
+            await work.load(self.media)
+            start = time.monotonic()
         request_id = next(_request_ids)
         if work.is_small():
             sequences = work.tokenize(request_id)

@@ -28,9 +28,11 @@ class InfinityDialect:
             return Reply(
                 orjson.dumps({"detail": "Unauthorized"}), 401, headers=((b"www-authenticate", b"Bearer"),)
             )
-        if error.status == 413:
+        if error.status in (408, 413):
             return Reply(
-                orjson.dumps({"detail": sound(error.message)}), 413, headers=((b"connection", b"close"),)
+                orjson.dumps({"detail": sound(error.message)}),
+                error.status,
+                headers=((b"connection", b"close"),),
             )
         status = 400 if isinstance(error, ModelNotFound) else error.status
         body = {"error": {"message": sound(error.message), "type": None, "param": None, "code": status}}

@@ -38,7 +38,7 @@ class OpenAIDialect:
         headers = retry_headers(error)
         if error.status == 401:
             headers += ((b"www-authenticate", b"Bearer"),)
-        if error.status == 413:
+        if error.status in (408, 413):
             headers += ((b"connection", b"close"),)
         return _reply(error.status, error.message, error.param, error.code, headers)
 

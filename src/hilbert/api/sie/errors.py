@@ -26,7 +26,7 @@ class SieDialect:
         headers = retry_headers(error)
         if status == 401:
             headers += ((b"www-authenticate", b"Bearer"),)
-        if status == 413:
+        if status in (408, 413):
             headers += ((b"connection", b"close"),)
         return _reply(status, code, error.message, headers)
 
