@@ -41,7 +41,9 @@ class Server:
 
     @property
     def model(self) -> ServedModel:
-        return self.registry.list()[0]
+        served = self.registry.list()[0].served
+        assert served is not None
+        return served
 
     @property
     def runtime(self) -> FakeRuntime:

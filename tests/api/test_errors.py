@@ -243,7 +243,7 @@ def test_an_unknown_model_among_several(serve):
         server.post("/v1/embeddings", {"input": "a", "model": "x"}), 404, "model", "one, two"
     )
     assert error["code"] == "model_not_found"
-    check_openai(server.post("/v1/embeddings", {"input": "a"}), 404, "model", "one, two")
+    check_openai(server.post("/v1/classify", {"input": "a"}), 400, "model", "`classify`", "one, two")
     bare = server.post("/embeddings", {"input": "a", "model": "x"})
     assert bare.status_code == 400 and bare.json()["error"]["code"] == 400
     check_openai(server.get("/v1/models/x"), 404, "model")

@@ -11,8 +11,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hilbert.api import ApiSettings
+from hilbert.api.cards import Model, ModelList
 from hilbert.api.infinity.protocol import FormError, InfinityEmbeddingList, InfinityModelList
-from hilbert.api.openai.protocol import EmbeddingList, ErrorBody, Model, ModelList
+from hilbert.api.openai.protocol import EmbeddingList, ErrorBody
 from hilbert.core import OutputType
 from hilbert.observability.metrics import TABLE
 from hilbert.testing.runtime import FakeRuntime

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hilbert import hub
-from hilbert.core import EmbedRequest, ModelSpec, Output, OutputType, Request
+from hilbert.core import EmbedRequest, ModelSpec, Output, OutputType, Request, Task
 from hilbert.engine.base import Health
 from hilbert.errors import (
     InvalidInput,
@@ -216,19 +216,23 @@ def test_one_model_answers_to_any_name(processor):
     model = served(processor, ScriptedEngine(), "one")
     registry = Registry([model])
     for name in ("one", "anything", "", None):
-        assert registry.get(name) is model
-    assert registry.find("one") is model and registry.find("anything") is None
+        assert asyncio.run(registry.take(name, Task.EMBED)) is model
+    (entry,) = registry.list()
+    assert entry.served is model
+    assert registry.find("one") is entry and registry.find("anything") is None
 
 
 def test_several_models_answer_to_their_names_and_aliases(processor):
     one = served(processor, ScriptedEngine(), "one", aliases=("uno",))
     two = served(processor, ScriptedEngine(), "two")
     registry = Registry([one, two])
-    assert registry.list() == (one, two)
-    assert registry.get("one") is registry.get("uno") is one and registry.get("two") is two
-    for name in ("three", "", None):
-        with pytest.raises(ModelNotFound, match="one, two"):
-            registry.get(name)
+    assert [entry.served for entry in registry.list()] == [one, two]
+    for name, model in {"one": one, "uno": one, "two": two, "": one, None: one}.items():
+        assert asyncio.run(registry.take(name, Task.EMBED)) is model
+    with pytest.raises(ModelNotFound, match="one, two"):
+        registry.choose("three", Task.EMBED)
+    with pytest.raises(InvalidInput, match=r"`classify`.*one, two"):  # neither can
+        registry.choose(None, Task.CLASSIFY)
 
 
 def test_names_are_unique_and_there_is_a_model(processor):

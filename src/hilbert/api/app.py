@@ -53,10 +53,10 @@ def create_app(models: Registry, settings: ApiSettings | None = None, metrics: M
         routes += sie_routes(models, settings, base)
         routes += infinity_routes(models, settings, base)
     gate = Gate(settings)
-    metrics = metrics or Metrics.of(m.metrics for m in models.list())
+    metrics = metrics or Metrics(lambda: [m.metrics for m in models.list()])
     metrics.read_usage = gate.usage.rows
     routes += service_routes(models, settings, metrics, routes)
-    app = App(routes, settings, openai_bases, gate)
+    app = App(models, routes, settings, openai_bases, gate)
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if not (settings.permissive_cors or origins):
         return app
@@ -88,9 +88,16 @@ class App:
     """An ASGI application over a table of routes."""
 
     def __init__(
-        self, routes: Iterable[Route], settings: ApiSettings, openai_bases: tuple[str, ...], gate: Gate
+        self,
+        models: Registry,
+        routes: Iterable[Route],
+        settings: ApiSettings,
+        openai_bases: tuple[str, ...],
+        gate: Gate,
     ) -> None:
+        self._models = models
         self._router = Router.of(routes)
+        models.reserve({path.split("/")[1] for path in self._router.paths} - {""})
         self._gate = gate
         self._body_seconds = settings.body_timeout
         self._root_path = settings.proxy_root_path.rstrip("/")
@@ -114,6 +121,8 @@ class App:
         client = scope.get("client")
         peer = client[0] if client else None
         call = Call(scope["method"], path, dict(scope["headers"]), receive, peer, self._body_seconds)
+        if self._models.by_prefix:
+            call.prefix, call.path = self._models.split(path)
         try:
             reply = await self._answer(call)
         except ClientGone:

@@ -71,7 +71,8 @@ class Call:
     """One request on its way through a handler.
 
     Attributes:
-        method, path: as received; the path without the proxy's own part.
+        method, path: as received; the path without the proxy's own part and without `prefix`.
+        prefix: what the path began with where that selects a model, such as ``/bge``; else ``""``.
         headers: by lower-case name; the last one wins.
         request_id: the caller's `x-request-id` if it is sound, else a new one.
         tail: what a route that ends in ``*`` matched there.
@@ -91,6 +92,7 @@ class Call:
         "num_tokens",
         "path",
         "peer",
+        "prefix",
         "receive",
         "reply_headers",
         "request_id",
@@ -111,6 +113,7 @@ class Call:
         self.started = time.perf_counter()
         self.method = method
         self.path = path
+        self.prefix = ""
         self.headers = headers
         self.receive = receive
         self.tail = ""

@@ -13,7 +13,7 @@ from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about, short_
 from hilbert.api.call import Call, Reply
 from hilbert.api.exchange import model_for, parsed, written
 from hilbert.api.settings import ApiSettings
-from hilbert.core import ClassifyRequest, ClassifyResult
+from hilbert.core import ClassifyRequest, ClassifyResult, Task
 from hilbert.models import Registry
 
 _INPUT_FORMS = "a string or a list of strings"
@@ -77,7 +77,7 @@ class ClassifyRoute:
     async def __call__(self, call: Call) -> Reply:
         """Classify texts."""
         order = await parsed(call, self._max_body_bytes, self._parse)
-        model = model_for(call, self._models, order.model)
+        model = await model_for(call, self._models, order.model, Task.CLASSIFY)
         result = await call.unless_gone(model.classify(order.request))
         return Reply(await written(8 * result.scores.size, self._write, result, model.name))
 

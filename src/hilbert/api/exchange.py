@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from hilbert.api.call import Call
+from hilbert.core import Task
 from hilbert.errors import Forbidden
 from hilbert.models import Registry, ServedModel
 from hilbert.models.offload import offload
@@ -29,21 +30,23 @@ async def parsed(call: Call, max_bytes: int, parse: Callable[[bytes], Parsed]) -
     return parse(raw) if len(raw) < _INLINE_BODY_BYTES else await offload(parse, raw)
 
 
-def model_for(call: Call, models: Registry, name: str | None) -> ServedModel:
-    """The model that a request names, if its key may use it.
+async def model_for(call: Call, models: Registry, name: str | None, task: Task) -> ServedModel:
+    """The model that a request means, loaded, if its key may use it; see `Registry.take`.
 
     Raises:
-        ServingError: as `Registry.get`.
+        ServingError: as `Registry.take`.
         Forbidden: the key is for other models only.
     """
-    model = models.get(name)
-    allowed = call.key.models
-    if allowed is None or not allowed.isdisjoint((model.name, *model.aliases, model.spec.model_id)):
-        return model
-    raise Forbidden(
-        f"This key is for {', '.join(sorted(allowed))} and not {model.name} (models= in the keys file).",
-        param="model",
-    )
+    if (allowed := call.key.models) is not None:
+        entry = models.choose(name, task, call.prefix)
+        model_id = "" if entry.spec is None else entry.spec.model_id
+        if allowed.isdisjoint((entry.name, *entry.aliases, model_id)):
+            raise Forbidden(
+                f"This key is for {', '.join(sorted(allowed))} and not {entry.name} "
+                "(models= in the keys file).",
+                param="model",
+            )
+    return await models.take(name, task, call.prefix)
 
 
 async def written(num_numbers: int, write: Callable[P, Parsed], *args: P.args, **kwargs: P.kwargs) -> Parsed:

@@ -42,8 +42,8 @@ _EXAMPLES: dict[Any, dict[str, Any]] = {
 }
 
 
-def document(routes: Iterable[Route], settings: ApiSettings) -> dict[str, Any]:
-    """Describe all routes that have a summary."""
+def document(routes: Iterable[Route], settings: ApiSettings, prefix: str = "") -> dict[str, Any]:
+    """Describe all routes that have a summary, as seen from the root or from under a model's prefix."""
     documented = [route for route in routes if route.summary]
     types = {t for route in documented for t in (route.request, route.response) if t is not None}
     errors = {_error_type(route) for route in documented} | {FormError}
@@ -63,7 +63,7 @@ def document(routes: Iterable[Route], settings: ApiSettings) -> dict[str, Any]:
             "description": "Embeddings, reranking and classification over HTTP. `/v1` speaks OpenAI's "
             "dialect (`/v1/rerank` Cohere's, `/v1/encode` SIE's), the bare routes Infinity's.",
         },
-        "servers": [{"url": settings.proxy_root_path or "/"}],
+        "servers": [{"url": settings.proxy_root_path.rstrip("/") + prefix or "/"}],
         "paths": paths,
         "components": {
             "schemas": schemas,

@@ -12,7 +12,7 @@ from hilbert.api.body import BodyDecoder, MalformedRequest, about, short_floats
 from hilbert.api.call import Call, Reply
 from hilbert.api.exchange import model_for, parsed, written
 from hilbert.api.settings import ApiSettings
-from hilbert.core import RerankRequest, RerankResult, Scale
+from hilbert.core import RerankRequest, RerankResult, Scale, Task
 from hilbert.errors import UnsupportedTask
 from hilbert.models import Registry
 
@@ -79,7 +79,7 @@ class RerankRoute:
     async def __call__(self, call: Call) -> Reply:
         """Order documents."""
         order = await parsed(call, self._max_body_bytes, self._parse)
-        model = model_for(call, self._models, order.model)
+        model = await model_for(call, self._models, order.model, Task.RERANK)
         result = await call.unless_gone(model.rerank(order.request))
         body = await written(8 * len(result.scores), self._to_json, order, result, model.name)
         headers = ((b"x-hilbert-warning", result.warning.encode("ascii")),) if result.warning else ()

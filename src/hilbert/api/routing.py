@@ -75,6 +75,11 @@ class Router:
                 by_method.setdefault("HEAD", route)
         return router
 
+    @property
+    def paths(self) -> list[str]:
+        """Where something lives; of a path with a ``*`` what stands before it."""
+        return [*self.exact, *(prefix for prefix, _ in self.prefixes)]
+
     def find(self, path: str) -> tuple[dict[str, Route], str] | None:
         """The methods of a path, and what its ``*`` matched; None where nothing lives."""
         by_method = self.exact.get(path)

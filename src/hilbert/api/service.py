@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import msgspec
@@ -42,11 +42,11 @@ def service_routes(
     dialect = InfinityDialect()
 
     async def ready(call: Call) -> Reply:
-        readiness = models.readiness
+        readiness = models.readiness_of(call.prefix)
         body = {
             "unix": time.time(),
             "status": "ready" if readiness.is_ready else "not ready",
-            "models": {name: health.value for name, health in readiness.health.items()},
+            "models": readiness.health,
         }
         headers = () if readiness.is_ready else ((b"retry-after", b"1"),)
         return Reply(orjson.dumps(body), 200 if readiness.is_ready else 503, headers=headers)
@@ -65,12 +65,12 @@ def service_routes(
     ]
     yield from routes
 
-    @cache
-    def description() -> bytes:
-        return orjson.dumps(document([*api, *routes], settings))
+    @lru_cache(maxsize=16)
+    def description(prefix: str) -> bytes:
+        return orjson.dumps(document([*api, *routes], settings, prefix))
 
     async def openapi(call: Call) -> Reply:
-        return Reply(description())
+        return Reply(description(call.prefix))
 
     async def docs(call: Call) -> Reply:
         return Reply(docs_page(), 200, b"text/html; charset=utf-8")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from hilbert.cli.runtime import runtime_settings
 from hilbert.config import ModelSettings, ServerSettings
+from hilbert.config.machine import resident_bytes
 from hilbert.core import ModelSpec, Output, Request
 from hilbert.engine.base import EngineHandle, Health
 from hilbert.engine.stats import BatchStats
@@ -29,16 +30,24 @@ OPENVINO_MODULES = ("hilbert.runtimes.openvino_runtime",)
 class Fleet(Protocol):
     """All engines of one server."""
 
-    async def open(self, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
-        """Begin to load a model under its name; its health says when it is there."""
+    async def open(self, key: str, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
+        """Begin to load a model under a key of its own; its health says when it is there."""
         ...
 
-    async def wait_loaded(self) -> None:
-        """Return when every opened model can answer.
+    async def wait_loaded(self, key: str) -> None:
+        """Return when the model can answer.
 
         Raises:
-            ServingError: one of them cannot be loaded.
+            ServingError: it cannot be loaded.
         """
+        ...
+
+    async def unload(self, key: str) -> None:
+        """Give the model's memory back; harmless where it could not be loaded."""
+        ...
+
+    def used_bytes(self) -> int:
+        """Memory of the processes beside this one."""
         ...
 
     async def close(self) -> None:
@@ -64,9 +73,9 @@ class WorkerFleet:
         self._first = first
         self._on_batch = on_batch
         self._supervisors: dict[str, Supervisor] = {}
-        self._loading: list[tuple[Supervisor, WorkerEngine]] = []
+        self._engines: dict[str, tuple[Supervisor, WorkerEngine]] = {}
 
-    async def open(self, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
+    async def open(self, key: str, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
         """See `Fleet`."""
         from hilbert.worker.frames import EngineLimits
         from hilbert.worker.supervisor import Supervisor, SupervisorSettings
@@ -87,14 +96,27 @@ class WorkerFleet:
             self._supervisors[device] = supervisor
             await supervisor.start()
         limits = EngineLimits(model.max_batch_tokens, model.max_batch_requests, self._settings.worker_timeout)
-        engine = supervisor.begin_load(model.name, spec, runtime_settings(model, self._settings), limits)
-        self._loading.append((supervisor, engine))
+        engine = supervisor.begin_load(key, spec, runtime_settings(model, self._settings), limits)
+        self._engines[key] = (supervisor, engine)
         return engine
 
-    async def wait_loaded(self) -> None:
+    async def wait_loaded(self, key: str) -> None:
         """See `Fleet`."""
-        for supervisor, engine in self._loading:
-            await supervisor.wait_loaded(engine)
+        supervisor, engine = self._engines[key]
+        await supervisor.wait_loaded(engine)
+
+    async def unload(self, key: str) -> None:
+        """See `Fleet`."""
+        supervisor, engine = self._engines.pop(key)
+        if supervisor.models.get(key) is engine:
+            await supervisor.unload(key)
+
+    def used_bytes(self) -> int:
+        """See `Fleet`."""
+        pids = [supervisor.pid for supervisor in self._supervisors.values()]
+        if self._first is not None:
+            pids.append(self._first.pid)
+        return sum(resident_bytes(pid) for pid in pids if pid is not None)
 
     async def close(self) -> None:
         """See `Fleet`."""
@@ -113,18 +135,16 @@ class LocalFleet:
         self._settings = settings
         self._on_batch = on_batch
         self._devices: dict[str, Any] = {}
-        self._engines: list[LoadingEngine] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._engines: dict[str, tuple[LoadingEngine, asyncio.Task[None]]] = {}
         self._tracer = Tracer()
 
-    async def open(self, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
+    async def open(self, key: str, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
         """See `Fleet`."""
-        handle = LoadingEngine(model.name)
-        self._engines.append(handle)
-        self._tasks.append(asyncio.create_task(self._load(handle, model, spec)))
+        handle = LoadingEngine(key)
+        self._engines[key] = (handle, asyncio.create_task(self._load(handle, key, model, spec)))
         return handle
 
-    async def _load(self, handle: LoadingEngine, model: ModelSettings, spec: ModelSpec) -> None:
+    async def _load(self, handle: LoadingEngine, key: str, model: ModelSettings, spec: ModelSpec) -> None:
         from hilbert.engine import Device, Engine, LocalEngine
         from hilbert.runtimes import load_runtime
         from hilbert.scheduler import Scheduler
@@ -141,28 +161,43 @@ class LocalFleet:
             Scheduler(model.max_batch_tokens or info.max_batch_tokens, model.max_batch_requests),
             self._devices.setdefault(info.device, Device(info.device)),
             batch_timeout_seconds=self._settings.worker_timeout,
-            name=model.name,
-            on_batch=lambda stats: self._on_batch(model.name, stats),
+            name=key,
+            on_batch=lambda stats: self._on_batch(key, stats),
         )
         engine.start()
         handle.loaded = LocalEngine(engine)
 
-    async def wait_loaded(self) -> None:
+    async def wait_loaded(self, key: str) -> None:
         """See `Fleet`."""
-        await asyncio.gather(*self._tasks)
-        await asyncio.to_thread(self._tracer.close)
+        try:
+            await self._engines[key][1]
+        finally:
+            if all(task.done() for _, task in self._engines.values()):
+                await asyncio.to_thread(self._tracer.close)
+
+    async def unload(self, key: str) -> None:
+        """See `Fleet`."""
+        handle, task = self._engines.pop(key)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await _end(handle)
+
+    def used_bytes(self) -> int:
+        """See `Fleet`."""
+        return 0
 
     async def close(self) -> None:
         """See `Fleet`."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for key in list(self._engines):
+            await self.unload(key)
         await asyncio.to_thread(self._tracer.close)
-        handles, self._engines = self._engines, []
-        for handle in handles:
-            if handle.loaded is not None:
-                await asyncio.to_thread(handle.loaded.engine.stop)
-                handle.loaded.engine.runtime.close()
+
+
+async def _end(handle: LoadingEngine) -> None:
+    if handle.loaded is not None:
+        await asyncio.to_thread(handle.loaded.engine.stop)
+        handle.loaded.engine.runtime.close()
+        handle.loaded = None
 
 
 class LoadingEngine:

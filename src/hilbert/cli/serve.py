@@ -12,30 +12,26 @@ import logging
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from hilbert.cli.fleet import Fleet, LocalFleet, WorkerFleet
+from hilbert.cli.loader import in_thread
 from hilbert.cli.loop import loop_factory
-from hilbert.cli.runtime import resolve_model
 from hilbert.cli.sockets import bind, release, url_of
-from hilbert.config import BadSetting, ModelSettings, ServerSettings
-from hilbert.core import ModelSpec, OutputDtype
-from hilbert.engine.base import EngineHandle
+from hilbert.config import BadSetting, ServerSettings
 from hilbert.engine.stats import BatchStats
+from hilbert.errors import InvalidInput
 from hilbert.logs import log_to_stderr
 from hilbert.worker.spawn import WorkerProcess
 
 if TYPE_CHECKING:
     from hilbert.cli.door import Door
-    from hilbert.models import Registry, ServedModel
-    from hilbert.models.media import MediaLoader
+    from hilbert.cli.roster import Roster
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 # A request is dropped by its own time limit; this is how much longer a shutdown waits for its answer.
 _DRAIN_MARGIN_SECONDS = 5.0
@@ -84,9 +80,7 @@ class _Server:
         self._settings = settings
         self._sock = sock
         self._started = time.monotonic()
-        self._models: dict[str, ServedModel] = {}
-        self._registry: Registry | None = None
-        self._media: MediaLoader | None = None
+        self._roster: Roster | None = None
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -96,7 +90,10 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         if self._settings.in_process:
-            fleet: Fleet = LocalFleet(self._settings, self._on_batch)
+            fleet: Fleet = LocalFleet(
+                self._settings,
+                lambda key, stats: _in_loop(loop, partial(self._on_batch, key, stats)),
+            )
         else:
             fleet = WorkerFleet(self._settings, worker, self._on_batch)
         try:
@@ -105,60 +102,47 @@ class _Server:
             await fleet.close()
 
     async def _serve(self, fleet: Fleet) -> None:
-        opening = asyncio.create_task(self._open_models(fleet))
-        # The worker waits for these orders; importing HTTP at the same time would only delay them. It is
+        from hilbert.cli.roster import Roster
+
+        try:
+            roster = self._roster = Roster(self._settings, fleet)
+        except ValueError as error:
+            raise InvalidInput(str(error)) from None
+        roster.begin()
+        # The worker waits for its first order; importing HTTP at the same time would only delay that. It is
         # imported in a thread, so that the loop can shake hands with the worker meanwhile.
-        await asyncio.wait({opening}, timeout=_ORDERS_FIRST_SECONDS)
-        await _in_thread(_import_http)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(roster.loader.first_order.wait(), _ORDERS_FIRST_SECONDS)
+        await in_thread(_import_http)
         from hilbert.cli.door import Door
         from hilbert.cli.http import HttpServer, HttpSettings
 
-        door = Door()
+        door = Door(self._make_app(roster))
         http = HttpServer(door, HttpSettings.of(self._settings))
         serving = asyncio.create_task(http.run_on(self._sock))
-        coming_up = asyncio.create_task(self._come_up(fleet, opening, door))
+        coming_up = asyncio.create_task(self._come_up(roster))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({coming_up, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
             if coming_up.done():
                 coming_up.result()  # raises what went wrong
                 await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
-            await self._drain(door)
+            await self._drain(door, roster)
         finally:
-            for task in (opening, coming_up, stopping):
+            for task in (coming_up, stopping):
                 task.cancel()
             http.leave()
+            await roster.close()
             if self._stop_now.is_set():
                 await fleet.close()  # whoever still waits is answered now
-            await asyncio.gather(opening, coming_up, stopping, serving, return_exceptions=True)
-            if self._media is not None:
-                await self._media.aclose()
+            await asyncio.gather(coming_up, stopping, serving, return_exceptions=True)
 
-    async def _open_models(self, fleet: Fleet) -> list[tuple[ModelSettings, ModelSpec, EngineHandle]]:
-        """Look all models up and give the orders to load them."""
-        opened = []
-        for model in self._settings.models:
-            spec = await _in_thread(partial(resolve_model, model, self._settings))
-            opened.append((model, spec, await fleet.open(model, spec)))
-        return opened
-
-    async def _come_up(
-        self,
-        fleet: Fleet,
-        opening: asyncio.Task[list[tuple[ModelSettings, ModelSpec, EngineHandle]]],
-        door: Door,
-    ) -> None:
+    def _make_app(self, roster: Roster) -> Any:
         from hilbert.api import ApiSettings, create_app
-        from hilbert.cli.media import media_loader
-        from hilbert.models import Registry
 
         settings = self._settings
-        self._media = media_loader(settings)
-        for model, spec, engine in await opening:
-            self._models[model.name] = await self._served_model(model, spec, engine)
-        self._registry = Registry(self._models.values())
-        door.app = create_app(
-            self._registry,
+        return create_app(
+            roster.registry,
             ApiSettings(
                 api_key=settings.api_key,
                 keys_file=settings.keys_file,
@@ -175,45 +159,21 @@ class _Server:
                 body_timeout=settings.body_timeout,
             ),
         )
+
+    async def _come_up(self, roster: Roster) -> None:
         hint = asyncio.get_running_loop().call_later(_SLOW_START_SECONDS, logger.info, _SLOW_START)
         try:
-            await fleet.wait_loaded()
+            await roster.until_started()
         finally:
             hint.cancel()
-        self._announce()
-
-    async def _served_model(self, model: ModelSettings, spec: ModelSpec, engine: EngineHandle) -> ServedModel:
-        from hilbert.models import ServedModel, load_processor
-        from hilbert.scheduler import Admission
-
-        settings = self._settings
-        others = {other.name for other in settings.models}
-        return ServedModel(
-            model.name,
-            spec,
-            await _in_thread(partial(load_processor, spec, settings.cache_dir)),
-            engine,
-            Admission(settings.max_queued_tokens, settings.max_concurrent_requests),
-            aliases=() if model.model_id in others else (model.model_id,),
-            request_timeout_seconds=settings.request_timeout,
-            embedding_dtype=OutputDtype(model.embedding_dtype),
-            media=self._media,
-        )
-
-    def _announce(self) -> None:
         from hilbert.cli.banner import banner
 
-        for name, model in self._models.items():
-            info = model.engine.info
-            logger.info("%s: %s, %s on %s in %s", name, info.program, info.engine, info.device, info.dtype)
         print(banner(self._settings, url_of(self._sock, self._settings)), flush=True)
         logger.info("ready after %.2f s", time.monotonic() - self._started)
 
-    async def _drain(self, door: Door) -> None:
+    async def _drain(self, door: Door, roster: Roster) -> None:
         """Say that the server is going, and let everybody who is inside finish."""
-        if self._registry is None:
-            return
-        self._registry.is_draining = True
+        roster.registry.is_draining = True
         logger.info("finishing %d requests", door.num_inside)
         leaving = asyncio.create_task(door.wait_until_empty())
         forced = asyncio.create_task(self._stop_now.wait())
@@ -228,10 +188,15 @@ class _Server:
             self._stop_now.set()
         self._stop.set()
 
-    def _on_batch(self, name: str, stats: BatchStats) -> None:
-        model = self._models.get(name)
-        if model is not None:
-            model.metrics.on_batch(stats)
+    def _on_batch(self, key: str, stats: BatchStats) -> None:
+        if self._roster is not None:
+            self._roster.on_batch(key, stats)
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    """Call from another thread; nothing happens once the loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function)
 
 
 def _import_http() -> None:
@@ -240,29 +205,3 @@ def _import_http() -> None:
     import hilbert.cli.door
     import hilbert.cli.http
     import hilbert.models  # noqa: F401
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Run a function in a thread that a shutdown need not wait for: a download may take minutes."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # None only where T is
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = function()
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="hilbert-start", daemon=True).start()
-    return await future

@@ -7,6 +7,7 @@ A container that is given one CPU of sixty-four must not start sixty-four thread
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,25 @@ def available_memory_bytes(root: Path = _ROOT) -> int:
         if limit is not None and used is not None:
             free.append(max(0, limit - used + _file_cache(folder)))
     return min(free)
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Memory that a process has in use, this one by default; 0 where it cannot be told or is gone."""
+    try:
+        with open(f"/proc/{pid or 'self'}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def give_memory_back() -> None:
+    """Return what the allocator keeps for later to the system; about a millisecond for a large process."""
+    if sys.platform == "linux":
+        import ctypes
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+        if trim is not None:
+            trim(0)
 
 
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:

@@ -23,7 +23,7 @@ class Option:
 
     Attributes:
         name: the field's name; the flag is ``--name-with-dashes``, the environment ``HILBERT_NAME``.
-        kind: ``str``, ``int``, ``float`` or ``bool``.
+        kind: ``str``, ``int``, ``float``, ``bool``, ``list`` (of texts) or ``dict`` (pairs of texts).
         default: the value when no source gives one; None where the machine or the model decides.
         default_note: what None means, for readers.
         help: one sentence without a full stop.
@@ -110,4 +110,6 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     if typing.get_origin(hint) is typing.Literal:
         return str, typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return dict if typing.get_origin(typing.get_args(hint)[0]) is tuple else list, ()
     return hint, ()

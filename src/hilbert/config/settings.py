@@ -14,6 +14,7 @@ from typing import Literal
 from hilbert.config.limits import wrong_limits
 from hilbert.config.networks import wrong_networks
 from hilbert.config.option import option
+from hilbert.config.sizes import size_remedy
 
 DEFAULT_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -42,6 +43,11 @@ def _header(text: str) -> str | None:
     return None if text.isascii() and text.isprintable() else "give printable ASCII, as headers carry"
 
 
+def _model_prefix(text: str) -> str | None:
+    good = re.fullmatch(r"|/|(/[A-Za-z0-9._~-]+)+", text)
+    return None if good else "give a path such as /bge, or / for the default model"
+
+
 def _not_empty(text: str) -> str | None:
     return None if text.strip() else "give a hub id such as BAAI/bge-small-en-v1.5, or a folder"
 
@@ -65,6 +71,21 @@ class ModelSettings:
         metavar="NAME",
         default_note="last two parts of the model id",
         infinity="SERVED_MODEL_NAME",
+        per_model=True,
+    )
+    aliases: tuple[str, ...] = option(
+        (),
+        "further names that the model answers to",
+        metavar="NAME,NAME",
+        default_note="its id",
+        per_model=True,
+    )
+    prefix: str = option(
+        "",
+        "path that selects the model, such as /bge; / makes it the default for names that are not configured",
+        metavar="PATH",
+        default_note="none",
+        check=_model_prefix,
         per_model=True,
     )
     revision: str = option(
@@ -126,6 +147,14 @@ class ModelSettings:
         False,
         "run Python code that the model repository brings; only for authors you trust",
         infinity="TRUST_REMOTE_CODE",
+        per_model=True,
+    )
+    pin: bool = option(
+        False, "keep the model in memory once it is loaded, however little it is used", per_model=True
+    )
+    preload: bool = option(
+        True,
+        "load the model at start where it fits into --memory; otherwise on first use",
         per_model=True,
     )
 
@@ -256,6 +285,23 @@ class ServerSettings:
         default_note="the CPUs this process may use, by affinity and cgroup quota",
         minimum=1,
         maximum=4096,
+    )
+    memory: str = option(
+        "auto",
+        "memory for everything together, such as 8GB or 70%; models that do not fit take turns",
+        metavar="SIZE",
+        default_note="90 % of what the machine or the container has free",
+        check=size_remedy,
+    )
+    idle_unload_seconds: float | None = option(
+        None,
+        "seconds without a request after which a model leaves memory",
+        aliases=("--idle-unload",),
+        default_note="it stays while there is room",
+        minimum=0.1,
+    )
+    load_timeout: float = option(
+        60.0, "seconds that a request waits for its model to be loaded before it is answered 503", minimum=0.1
     )
     max_queued_tokens: int = option(
         1_000_000,

@@ -5,6 +5,7 @@ Pure; knows nothing of flags or environment. Raises `ValueError` whose text is t
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -28,6 +29,8 @@ def parse(option: Option, text: str) -> Any:
         return _bool(text)
     if option.kind is int or option.kind is float:
         return _number(option, text)
+    if option.kind is list:
+        return _list(text)
     if option.choices and text not in option.choices:
         raise ValueError("give one of " + ", ".join(option.choices))
     if option.check is not None and (remedy := option.check(text)):
@@ -40,6 +43,19 @@ def _bool(text: str) -> bool:
     if word not in _TRUE | _FALSE:
         raise ValueError("give true or false")
     return word in _TRUE
+
+
+def _list(text: str) -> tuple[str, ...]:
+    """``a, b``, or a JSON list where an item has a comma in it."""
+    if not text.startswith("["):
+        return tuple(item for part in text.split(",") if (item := part.strip()))
+    try:
+        items = json.loads(text)
+    except ValueError:
+        items = None
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise ValueError("give names, divided by commas")
+    return tuple(items)
 
 
 def _number(option: Option, text: str) -> int | float:

@@ -29,6 +29,19 @@ _TASK_OF = {
 }
 
 
+def outputs_of(spec: ModelSpec, info: RuntimeInfo | None) -> frozenset[OutputType]:
+    """What one pass can return: as the runtime says, else as the files let expect."""
+    if info is not None:
+        return info.outputs
+    tasks = tasks_of(spec)
+    return frozenset(output for output, task in _TASK_OF.items() if task in tasks)
+
+
+def dimensions_of(spec: ModelSpec, info: RuntimeInfo | None) -> int:
+    """Numbers in a dense vector, likewise."""
+    return spec.dimensions if info is None else info.dimensions
+
+
 @dataclass(frozen=True)
 class Facts:
     """One model. `info` is None until its runtime is loaded; then it wins over the spec."""
@@ -41,10 +54,7 @@ class Facts:
     @property
     def outputs(self) -> frozenset[OutputType]:
         """What one pass can return."""
-        if self.info is not None:
-            return self.info.outputs
-        tasks = tasks_of(self.spec)
-        return frozenset(output for output, task in _TASK_OF.items() if task in tasks)
+        return outputs_of(self.spec, self.info)
 
     @property
     def num_labels(self) -> int:
@@ -56,7 +66,7 @@ class Facts:
     @property
     def dimensions(self) -> int:
         """Numbers in a dense vector."""
-        return self.spec.dimensions if self.info is None else self.info.dimensions
+        return dimensions_of(self.spec, self.info)
 
     @property
     def token_dimensions(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
 from typing import TypeVar
@@ -72,6 +73,7 @@ class ServedModel:
         embedding_dtype: the type of its vectors where a request names none.
         media: what gets the images and sounds that requests point to.
         created: unix time of loading.
+        on_idle: called when the last request has left.
     """
 
     def __init__(
@@ -99,12 +101,13 @@ class ServedModel:
         self.embedding_dtype = embedding_dtype
         self.media = media or MediaLoader()
         self.created = int(time.time())
+        self.on_idle: Callable[[], None] | None = None
         self._facts = Facts(name, spec, processor, None)
         self._pairs: PairProcessor | None = None
         self.metrics.read_queue_requests = lambda: admission.num_requests
         self.metrics.read_queue_tokens = lambda: admission.num_queued_tokens
         self.metrics.read_ready = lambda: float(self.is_ready)
-        self.metrics.read_info = self._info_labels
+        self.metrics.read_info = self.info_labels
 
     @property
     def is_ready(self) -> bool:
@@ -204,6 +207,8 @@ class ServedModel:
                 self.admission.complete(num_estimated, time.monotonic())
             else:
                 self.admission.release(num_estimated)
+            if self.on_idle is not None and not self.admission.num_requests:
+                self.on_idle()
         self.metrics.on_request(
             work.num_inputs,
             num_tokens,
@@ -288,7 +293,8 @@ class ServedModel:
         else:
             self.metrics.on_failure("client_error")
 
-    def _info_labels(self) -> dict[str, str]:
+    def info_labels(self) -> dict[str, str]:
+        """What `hilbert_model_info` says of it."""
         labels = {"model_id": self.spec.model_id, "family": self.spec.family or self.spec.kind}
         if self.is_ready:  # a runtime that is not loaded has nothing to say of itself
             info = self.engine.info

@@ -67,6 +67,17 @@ BATCH_TOKENS = MetricSpec("hilbert_batch_tokens", "histogram", "Tokens in one ba
 QUEUE_REQUESTS = MetricSpec("hilbert_queue_requests", "gauge", "Requests let in and not yet answered.")
 QUEUE_SEQUENCES = MetricSpec("hilbert_queue_sequences", "gauge", "Sequences let in and not yet answered.")
 QUEUE_TOKENS = MetricSpec("hilbert_queue_tokens", "gauge", "Estimated tokens let in and not yet answered.")
+LOADS = MetricSpec("hilbert_model_loads", "counter", "Loads into memory, by outcome.", "outcome")
+LOAD_SECONDS = MetricSpec(
+    "hilbert_model_load_duration_seconds",
+    "histogram",
+    "From the order to load to being ready.",
+    buckets=_SECONDS,
+)
+UNLOADS = MetricSpec("hilbert_model_unloads", "counter", "Times that the model left memory.")
+MEMORY = MetricSpec(
+    "hilbert_model_memory_bytes", "gauge", "Measured size of the model where it is loaded, else 0."
+)
 READY = MetricSpec("hilbert_model_ready", "gauge", "1 where the model's engine can answer now, else 0.")
 MODEL_INFO = MetricSpec("hilbert_model_info", "gauge", "Always 1; the labels say what is served and how.")
 
@@ -76,7 +87,7 @@ KEY_TOKENS = MetricSpec("hilbert_key_tokens", "counter", "Tokens used, by the la
 TABLE: tuple[MetricSpec, ...] = (
     REQUESTS, REJECTIONS, SEQUENCES, TOKENS, REQUEST_SECONDS, TOKENIZE_SECONDS, QUEUE_SECONDS,
     INFERENCE_SECONDS, BATCH_SEQUENCES, BATCH_TOKENS, QUEUE_REQUESTS, QUEUE_SEQUENCES, QUEUE_TOKENS, READY,
-    MODEL_INFO,
+    LOADS, LOAD_SECONDS, UNLOADS, MEMORY, MODEL_INFO,
 )  # fmt: skip
 
 
@@ -129,6 +140,10 @@ class ModelMetrics:
         self.batch_sequences = Histogram(BATCH_SEQUENCES.buckets)
         self.batch_tokens = Histogram(BATCH_TOKENS.buckets)
         self.queue_sequences = 0
+        self.loads: dict[str, int] = {}
+        self.load_seconds = Histogram(LOAD_SECONDS.buckets)
+        self.num_unloads = 0
+        self.read_memory_bytes: Callable[[], float] = _no_gauge
         self.read_queue_requests: Callable[[], float] = _no_gauge
         self.read_queue_tokens: Callable[[], float] = _no_gauge
         self.read_ready: Callable[[], float] = _no_gauge
@@ -160,6 +175,15 @@ class ModelMetrics:
         """A request was refused for want of capacity, or dropped for being late."""
         self.rejections[reason] = self.rejections.get(reason, 0) + 1
 
+    def on_load(self, seconds: float) -> None:
+        """The model came into memory."""
+        self.loads["ok"] = self.loads.get("ok", 0) + 1
+        self.load_seconds.observe(seconds)
+
+    def on_load_failure(self) -> None:
+        """The model could not be loaded."""
+        self.loads["failed"] = self.loads.get("failed", 0) + 1
+
     def on_batch(self, stats: BatchStats) -> None:
         """The engine ran a batch. Any thread."""
         with self._batch_lock:
@@ -184,6 +208,10 @@ class ModelMetrics:
             QUEUE_SEQUENCES: self.queue_sequences,
             QUEUE_TOKENS: self.read_queue_tokens(),
             READY: self.read_ready(),
+            LOADS: self.loads,
+            LOAD_SECONDS: self.load_seconds,
+            UNLOADS: self.num_unloads,
+            MEMORY: self.read_memory_bytes(),
         }[spec]
 
 
@@ -192,19 +220,16 @@ class Metrics:
 
     Attributes:
         read_usage: label, requests and tokens of each key; asked at scrape time.
+
+    Args:
+        read: the models as they are now; by default those that `model` has made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[], Iterable[ModelMetrics]] | None = None) -> None:
         self._models: dict[str, ModelMetrics] = {}
+        self._read = read or self._models.values
         self._registry: CollectorRegistry | None = None
         self.read_usage: Callable[[], Iterable[tuple[str, int, int]]] = tuple
-
-    @staticmethod
-    def of(models: Iterable[ModelMetrics]) -> Metrics:
-        """The exposition of these models."""
-        metrics = Metrics()
-        metrics._models = {model.model: model for model in models}
-        return metrics
 
     def model(self, name: str) -> ModelMetrics:
         """The metrics of one model, made on first use."""
@@ -232,14 +257,14 @@ class Metrics:
             labels = ["model", spec.label] if spec.label else ["model"]
             if spec.kind == "histogram":
                 histograms = HistogramMetricFamily(spec.name, spec.help, labels=labels)
-                for model in self._models.values():
+                for model in self._read():
                     histogram: Histogram = model.read(spec)
                     histograms.add_metric([model.model], histogram.cumulative(), histogram.sum)
                 yield histograms
                 continue
             family = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
             numbers = family(spec.name, spec.help, labels=labels)
-            for model in self._models.values():
+            for model in self._read():
                 value = model.read(spec)
                 for label, number in value.items() if spec.label else [("", value)]:
                     numbers.add_metric([model.model, label] if spec.label else [model.model], number)
@@ -254,7 +279,7 @@ class Metrics:
     def _info_family(self) -> PrometheusMetric:
         from prometheus_client.core import GaugeMetricFamily
 
-        infos = {name: model.read_info() for name, model in self._models.items()}
+        infos = {model.model: model.read_info() for model in self._read()}
         keys = sorted({key for info in infos.values() for key in info})
         family = GaugeMetricFamily(MODEL_INFO.name, MODEL_INFO.help, labels=["model", *keys])
         for name, info in infos.items():

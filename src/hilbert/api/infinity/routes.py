@@ -16,8 +16,8 @@ from hilbert.api.openai.routes import EmbeddingsRoute
 from hilbert.api.rerank import RerankBody, RerankRoute
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
-from hilbert.core import OutputType, Task, tasks_of
-from hilbert.models import Registry, ServedModel
+from hilbert.core import OutputType, Task
+from hilbert.models import Entry, Registry
 
 # Infinity's names of what a model can do.
 _CAPABILITIES = {
@@ -35,7 +35,9 @@ def infinity_routes(models: Registry, settings: ApiSettings, base: str) -> Itera
     dialect = InfinityDialect()
 
     async def list_models(call: Call) -> Reply:
-        return Reply(orjson.dumps({"data": [describe(m) for m in models.list()], "object": "list"}))
+        return Reply(
+            orjson.dumps({"data": [describe(m) for m in models.list(call.prefix)], "object": "list"})
+        )
 
     yield Route(
         "POST",
@@ -96,9 +98,9 @@ def infinity_routes(models: Registry, settings: ApiSettings, base: str) -> Itera
     )
 
 
-def describe(model: ServedModel) -> dict[str, object]:
+def describe(model: Entry) -> dict[str, object]:
     """A model as an entry of Infinity's `/models`."""
-    admission = model.admission
+    admission, info = model.admission, model.runtime_info
     return {
         "id": model.name,
         "stats": {
@@ -110,8 +112,8 @@ def describe(model: ServedModel) -> dict[str, object]:
         "object": "model",
         "owned_by": "infinity",
         "created": int(time.time()),
-        "backend": model.engine.info.engine if model.is_ready else "",
+        "backend": info.engine if info is not None else "",
         "capabilities": list(
-            dict.fromkeys(_CAPABILITIES[task] for task in tasks_of(model.spec) if task in _CAPABILITIES)
+            dict.fromkeys(_CAPABILITIES[task] for task in model.tasks if task in _CAPABILITIES)
         ),
     }

@@ -101,28 +101,6 @@ class EmbeddingList(msgspec.Struct):
     usage: Usage
 
 
-class Model(msgspec.Struct):
-    """One served model."""
-
-    id: str
-    object: str
-    created: int
-    owned_by: str
-    root: str
-    aliases: list[str]
-    task: str
-    dimensions: int
-    max_model_len: int | None
-    ready: bool
-
-
-class ModelList(msgspec.Struct):
-    """All served models."""
-
-    object: str
-    data: list[Model]
-
-
 class ErrorObject(msgspec.Struct):
     """What went wrong, whose fault it is, and what to do."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import msgspec
 import orjson
 
 from hilbert.api.call import Call, Reply
+from hilbert.api.cards import Model, ModelList, card, cards
 from hilbert.api.classify import Classification, ClassifyBody, ClassifyRoute
 from hilbert.api.exchange import model_for, parsed, written
 from hilbert.api.openai import protocol
@@ -18,6 +20,8 @@ from hilbert.api.vectors import Encoding, dense_items, numbers, sparse_items, to
 from hilbert.core import EmbedRequest, EncodeResult, OutputDtype, OutputType, Task
 from hilbert.errors import InvalidInput, ModelNotFound
 from hilbert.models import Registry, ServedModel
+
+_TASKS = {OutputType.SPARSE: Task.SPARSE_EMBED, OutputType.MULTIVECTOR: Task.MULTI_EMBED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +57,12 @@ class EmbeddingsRoute:
         self._to_json = to_json
         self._adapt = adapt
         self._output = output
+        self._task = Task.EMBED if output is None else _TASKS[output]
 
     async def __call__(self, call: Call) -> Reply:
         """Embed texts or token ids."""
         order = await parsed(call, self._max_body_bytes, self._parse)
-        model = model_for(call, self._models, order.model)
+        model = await model_for(call, self._models, order.model, self._task)
         output = self._output or _output_of(model)
         request = order.request
         if output is not OutputType.DENSE:
@@ -110,33 +115,17 @@ def _check_form(order: _Order, output: OutputType) -> None:
                 raise InvalidInput(f"{name} has no meaning for sparse vectors; leave it out.", param=name)
 
 
-def describe(model: ServedModel) -> dict[str, object]:
-    """A model as an entry of `/v1/models`: OpenAI's four fields, and what users of embeddings ask next."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "hilbert",
-        "root": model.spec.model_id,
-        "aliases": list(model.aliases),
-        "task": model.task.value,
-        "dimensions": model.dimensions,
-        "max_model_len": model.spec.max_model_len,
-        "ready": model.is_ready,
-    }
-
-
 def openai_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[Route]:
     """The routes under one base, such as ``/v1``."""
     dialect = OpenAIDialect()
 
     async def list_models(call: Call) -> Reply:
-        return Reply(orjson.dumps({"object": "list", "data": [describe(m) for m in models.list()]}))
+        return Reply(msgspec.json.encode(cards(models.list(call.prefix))))
 
     async def one_model(call: Call) -> Reply:
         model = models.find(call.tail)
         if model is not None:
-            return Reply(orjson.dumps(describe(model)))
+            return Reply(msgspec.json.encode(card(model)))
         known = ", ".join(m.name for m in models.list())
         raise ModelNotFound(f"The model {call.tail!r} is not served here. Available: {known}.", param="model")
 
@@ -182,7 +171,7 @@ def openai_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         list_models,
         dialect,
         summary="List the served models",
-        response=protocol.ModelList,
+        response=ModelList,
     )
     yield Route(
         "GET",
@@ -190,5 +179,5 @@ def openai_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         one_model,
         dialect,
         summary="Describe one served model",
-        response=protocol.Model,
+        response=Model,
     )

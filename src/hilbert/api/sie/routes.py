@@ -33,7 +33,7 @@ class EncodeRoute:
         if b"msgpack" in call.headers.get(b"content-type", b""):
             raise InvalidInput("msgpack bodies are not read here; send JSON.")
         order = await parsed(call, self._max_body_bytes, self._parse)
-        model = model_for(call, self._models, call.tail)
+        model = await model_for(call, self._models, call.tail, Task.EMBED)
         request = order.request
         if not request.outputs:
             request = replace(request, outputs=frozenset({_usual_output(model)}))
