@@ -95,8 +95,8 @@ def test_verify_prints_a_certificate(tmp_path, cache) -> None:
     assert ended.returncode == 0, ended.stderr
     for words in ("worst cosine", "largest abs. difference", "sentence-transformers 6", "result", "good"):
         assert words in ended.stdout
-    wrong = hilbert("verify", model, "--dtype", "int8")
-    assert wrong.returncode == 2 and "--dtype 'int8'" in wrong.stderr
+    wrong = hilbert("verify", model, "--dtype", "int4")
+    assert wrong.returncode == 2 and "--dtype 'int4'" in wrong.stderr
 
 
 @pytest.mark.slow

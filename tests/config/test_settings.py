@@ -159,7 +159,7 @@ BAD = {
     "--request-timeout=nan": ["--request-timeout", "'nan'", "number of at least"],
     "--request-timeout=0": ["at least"],
     "--worker-timeout=inf": ["--worker-timeout", "'inf'", "number of at least"],
-    "--engine=onnx": ["--engine", "'onnx'", "auto, openvino, torch"],
+    "--engine=neuron": ["--engine", "'neuron'", "auto, openvino, torch, onnx, ctranslate2"],
     "--device=gpu": ["--device", "'gpu'", "cuda:1"],
     "--url-prefix=v1": ["--url-prefix", "'v1'", "Path must start with '/' and must not end with '/'"],
     "--url-prefix=/v1/": ["must not end"],
@@ -256,9 +256,10 @@ def test_those_flags_are_unknown_to_serve_and_silent_by_default() -> None:
 
 def test_infinitys_words_for_values() -> None:
     found, notes = load(("--engine", "optimum"), {}, infinity=True)
-    assert found.models[0].engine == "openvino" and len(notes) == 1 and "optimum" in notes[0]
+    assert found.models[0].engine == "onnx" and len(notes) == 1 and "optimum" in notes[0]
     found, notes = load((), {"INFINITY_ENGINE": "optimum"})
-    assert found.models[0].engine == "openvino" and len(notes) == 1
+    assert found.models[0].engine == "onnx" and len(notes) == 1
+    assert infinity("--engine", "ctranslate2", "--dtype", "int8").models[0].engine == "ctranslate2"
     with pytest.raises(BadSetting):
         settings("--engine", "optimum")
     with pytest.raises(BadSetting):
@@ -266,8 +267,8 @@ def test_infinitys_words_for_values() -> None:
     assert infinity("--embedding-dtype", "binary").models[0].embedding_dtype == "binary"
     with pytest.raises(BadSetting, match="ubinary"):
         infinity("--embedding-dtype", "int4")
-    with pytest.raises(BadSetting, match="--dtype 'int8'"):
-        infinity("--dtype", "int8")
+    with pytest.raises(BadSetting, match="--dtype 'int4'"):
+        infinity("--dtype", "int4")
 
 
 def test_device_id() -> None:

@@ -118,3 +118,11 @@ def test_the_licence() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_table_of_engines_is_that_of_the_code() -> None:
+    from hilbert.runtimes.matrix import table
+
+    page = (ROOT / "docs/engines.md").read_text()
+    found = page.partition("tests/docs -->\n")[2].partition("\n<!-- end")[0]
+    assert found == table(), "copy what hilbert.runtimes.matrix.table() returns"

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from hilbert.core import ModelSpec
-from hilbert.programs.export import ExportOrder, export
-from hilbert.runtimes import openvino_runtime
-from hilbert.runtimes.packing import NUM_GROUPS
+from hilbert.testing.tracing import traced_here
 
 
 @pytest.fixture(autouse=True)
-def trace_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def trace_in_this_process(request: pytest.FixtureRequest) -> Iterator[None]:
     """The same export, without the child process around it; tests/parity/test_bundled.py keeps the child."""
     if request.node.path.name == "test_bundled.py":
+        yield
         return
-
-    def trace(spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
-        with warnings.catch_warnings():
-            return export(ExportOrder(spec, str(folder), dtype, NUM_GROUPS, trust_remote_code))
-
-    monkeypatch.setattr(openvino_runtime, "trace", trace)
+    with traced_here():
+        yield

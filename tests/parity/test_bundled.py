@@ -88,3 +88,16 @@ def test_company_and_order_change_nothing(float32: hilbert.Model) -> None:
     for i in range(0, 60, 3):
         alone = float32.embed([texts[i]])
         np.testing.assert_allclose(alone[0], together[i], atol=2e-6, rtol=0)
+
+
+def test_int8_keeps_its_cosine(float32: hilbert.Model, tmp_path: Path) -> None:
+    """And the artifact is made once, is half as large, and is no other dtype's."""
+    texts = corpus(300)
+    long = [text for text in texts if len(text.split()) >= 8]
+    expected = float32.embed(long)
+    with hilbert.Model(dtype="int8", cache_dir=str(tmp_path)) as model:
+        worst = (model.embed(long) * expected).sum(axis=1).min()
+    print(f"worst cosine {worst:.4f}")
+    assert 0.995 <= worst < 0.9999, "lower is wrong, higher was never quantised"
+    (artifact,) = (tmp_path / "artifacts").iterdir()
+    assert (artifact / "model.bin").stat().st_size < 25_000_000

@@ -80,11 +80,11 @@ import numpy as np
 from hilbert.core import Batch, Sequence, finish_vectors
 from hilbert.hub import resolve
 from hilbert.runtimes import RuntimeSettings, load_runtime
-from hilbert.runtimes import openvino_runtime
+from hilbert.runtimes import tracing
 from hilbert.errors import MissingDependency
 def trace(*args):
     raise MissingDependency("torch is not installed")
-openvino_runtime.trace = trace
+tracing.trace = trace
 folder, cache, ids = json.load(sys.stdin)
 spec = resolve(folder)
 settings = RuntimeSettings(engine="openvino", dtype="float32", device="cpu", cache_dir=cache)

@@ -32,7 +32,7 @@ _INFINITY = """\
 
 `hilbert v2 …` takes Infinity's command line. The flags above keep their names; `--host` is
 `0.0.0.0` by default there, as in Infinity. Different on purpose: `--trust-remote-code` is off unless
-given, and `--engine optimum` means `openvino`. These flags (and their `INFINITY_*` variables) are
+given, and `--engine optimum` means `onnx`. These flags (and their `INFINITY_*` variables) are
 accepted, have no effect here and say so once: {flags}. `--device-id 1` together with `--device cuda`
 means `cuda:1`. With `--embedding-dtype` a request may still name another `output_dtype`.
 """

@@ -15,8 +15,7 @@ from hilbert.config.sources import BadSetting, Given, Source
 
 # Infinity's name of a value → ours, where another word keeps the user's intent.
 _VALUES = {
-    ("engine", "optimum"): ("openvino", "both run a traced graph without torch"),
-    ("engine", "ctranslate2"): ("auto", "CTranslate2 is not built in"),
+    ("engine", "optimum"): ("onnx", "ONNX Runtime is driven directly"),
     ("device", "tensorrt"): ("cuda", "TensorRT is not built in"),
 }
 

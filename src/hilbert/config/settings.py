@@ -18,8 +18,8 @@ from hilbert.config.sizes import size_remedy
 
 DEFAULT_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
-Engine = Literal["auto", "openvino", "torch"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Engine = Literal["auto", "openvino", "torch", "onnx", "ctranslate2"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 TaskName = Literal["auto", "embed", "sparse_embed", "multi_embed", "rerank", "classify"]
 EmbeddingDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]

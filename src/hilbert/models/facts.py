@@ -19,6 +19,7 @@ from hilbert.core import (
 )
 from hilbert.errors import InvalidInput, UnsupportedTask
 from hilbert.processors import TextProcessor
+from hilbert.runtimes import matrix
 from hilbert.runtimes.base import RuntimeInfo
 
 _TASK_OF = {
@@ -112,11 +113,22 @@ class Facts:
         """The error that this model is not one for this task."""
         lacking = {t for output, t in _TASK_OF.items() if output not in self.outputs}
         able = [t for t in tasks_of(self.spec) if t is not task and t not in lacking]
+        why = why or self._lacks_by_engine(task)
         reason, others = f": {why}" if why else "", ", ".join(able) or "nothing else"
         return UnsupportedTask(
             f"The model {self.name} does not support `{task}`{reason}. It can: {others}.",
             param="model",
         )
+
+    def _lacks_by_engine(self, task: Task) -> str:
+        """Why the engine is at fault where another one would return it (docs/engines.md)."""
+        output = next((o for o, t in _TASK_OF.items() if t is task), None)
+        if self.info is None or output is None or self.info.engine not in matrix.ENGINES:
+            return ""
+        engines = matrix.engines_for(self.spec, {output})
+        if not engines or output in matrix.returned(self.spec, self.info.engine):
+            return ""
+        return f"engine {self.info.engine} does not return {output}; take --engine {' or '.join(engines)}"
 
     def check_dimensions(self, dimensions: int | None, outputs: frozenset[OutputType]) -> None:
         """Refuse a length that the model's vectors do not have.

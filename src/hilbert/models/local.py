@@ -105,8 +105,8 @@ class Model:
 
     Args:
         model_id: a hub id or a folder; without it, the bundled all-MiniLM-L6-v2.
-        engine: ``"auto"``, ``"openvino"`` or ``"torch"``.
-        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        engine: ``"auto"``, ``"openvino"``, ``"torch"``, ``"onnx"`` or ``"ctranslate2"``.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` or ``"fp8"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``.
         threads: compute threads; by default the CPUs that this process may use.
         cache_dir: folder for traced graphs; ``""`` takes the default.

@@ -13,6 +13,9 @@ from hilbert.core import ClassifierModule, ModelSpec, TokenVectorsModule
 
 Program = Literal["packed", "padded", "static", "sentence-transformers"]
 
+# What a model is traced or converted to.
+Target = Literal["openvino", "onnx", "ctranslate2"]
+
 # Bump when the meaning of an artifact's inputs or outputs changes: older entries are then rebuilt.
 PROGRAM_VERSION = 3
 
@@ -43,6 +46,9 @@ PADDED_FAMILIES = {
     "mt5": "its relative position bias is added inside its own attention",
     "umt5": "its relative position bias is added inside its own attention",
 }
+
+# Encoders that CTranslate2's converters know; checked when they are converted.
+CTRANSLATE2_FAMILIES = frozenset({"bert", "camembert", "distilbert", "roberta", "xlm-roberta"})
 
 # Families whose learned positions start behind the padding id.
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})

@@ -13,6 +13,7 @@ from hilbert.core import ModelSpec
 from hilbert.errors import InvalidInput, MissingDependency, UnsupportedArchitecture
 from hilbert.hub.artifacts import Exported, exported_of
 from hilbert.programs.choose import plan
+from hilbert.runtimes import matrix
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 
 __all__ = ["Runtime", "RuntimeInfo", "RuntimeSettings", "has_cuda", "load_runtime"]
@@ -30,28 +31,29 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
 
         return StaticRuntime(spec)
     export = exported_of(Path(spec.path))
-    if export is None and _engine(settings) == "torch":
-        try:
-            from hilbert.runtimes.torch_runtime import load_torch
-        except ImportError as error:
-            raise MissingDependency(
-                f"engine torch needs {error.name or 'torch'} ({error}): pip install 'hilbert[torch]'"
-            ) from error
-        return load_torch(spec, settings)
     if export is not None:
         _check_runs_exports(spec, export, settings)
-    elif plan(spec)[0] == "sentence-transformers":
+    else:
+        engine = _engine(settings)
+        matrix.check(spec, engine)
+        if engine == "torch":
+            return _torch(spec, settings)
+        if engine == "onnx":
+            return _onnx(spec, settings)
+        if engine == "ctranslate2":
+            return _ctranslate2(spec, settings)
+    if export is None and plan(spec)[0] == "sentence-transformers":
         return _last_resort(spec, settings, spec.reason)
     from hilbert.runtimes.openvino_runtime import load_openvino
 
     try:
         return load_openvino(spec, settings)
     except (UnsupportedArchitecture, MissingDependency) as error:
-        if spec.graph_files:
+        if spec.graph_files and settings.dtype != "int8":  # such a graph is not quantised
             from hilbert.runtimes.openvino_runtime import cpu_dtype
-            from hilbert.runtimes.shipped import ShippedRuntime
+            from hilbert.runtimes.shipped import load_shipped
 
-            return ShippedRuntime(spec, settings, cpu_dtype(settings.dtype))
+            return load_shipped(spec, settings, cpu_dtype(settings.dtype))
         if isinstance(error, MissingDependency):
             raise
         return _last_resort(spec, settings, error.message)
@@ -61,12 +63,42 @@ def _check_runs_exports(spec: ModelSpec, export: Exported, settings: RuntimeSett
     """An export holds a graph for the CPU and no weights: only ``auto`` and ``openvino`` can mean it."""
     if settings.engine == "auto" and settings.device in ("auto", "cpu"):
         return
-    if _engine(settings) == "torch":
-        asked = "engine torch" if settings.engine == "torch" else f"device {settings.device}"
+    if (engine := _engine(settings)) != "openvino":
+        asked = f"engine {engine}" if settings.engine == engine else f"device {settings.device}"
         raise InvalidInput(
             f"{spec.path} is an export of {export}: it holds a traced graph and no weights, so {asked} "
             f"cannot run it; serve it with --engine openvino, or serve the original with -m {export.model_id}"
         )
+
+
+def _torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
+    try:
+        from hilbert.runtimes.torch_runtime import load_torch
+    except ImportError as error:
+        raise _missing("torch", "torch", error) from error
+    return load_torch(spec, settings)
+
+
+def _onnx(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
+    try:
+        from hilbert.runtimes.onnx_runtime import load_onnx
+    except ImportError as error:
+        raise _missing("onnx", "onnx", error) from error
+    return load_onnx(spec, settings)
+
+
+def _ctranslate2(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
+    try:
+        from hilbert.runtimes.ctranslate_runtime import load_ctranslate2
+    except ImportError as error:
+        raise _missing("ctranslate2", "ctranslate2", error) from error
+    return load_ctranslate2(spec, settings)
+
+
+def _missing(engine: str, extra: str, error: ImportError) -> MissingDependency:
+    return MissingDependency(
+        f"engine {engine} needs {error.name or extra} ({error}): pip install 'hilbert[{extra}]'"
+    )
 
 
 def _last_resort(spec: ModelSpec, settings: RuntimeSettings, reason: str) -> Runtime[Any]:
@@ -82,14 +114,15 @@ def _last_resort(spec: ModelSpec, settings: RuntimeSettings, reason: str) -> Run
 
 
 def _engine(settings: RuntimeSettings) -> str:
-    """``"openvino"`` or ``"torch"``."""
-    if settings.engine not in ("auto", "openvino", "torch"):
-        raise InvalidInput(f"engine {settings.engine!r} is unknown; take auto, openvino or torch")
+    """One of `matrix.ENGINES`."""
+    engine = settings.engine
+    if engine not in ("auto", *matrix.ENGINES):
+        raise InvalidInput(f"engine {engine!r} is unknown; take auto, {', '.join(matrix.ENGINES)}")
     wants_gpu = settings.device.startswith(("cuda", "mps"))
-    if settings.engine == "openvino" and wants_gpu:
+    if engine == "openvino" and wants_gpu:
         raise InvalidInput(f"engine openvino runs on the CPU, not on {settings.device!r}; take engine torch")
-    if settings.engine != "auto":
-        return settings.engine
+    if engine != "auto":
+        return engine
     return "torch" if wants_gpu or (settings.device == "auto" and has_cuda()) else "openvino"
 
 

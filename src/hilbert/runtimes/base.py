@@ -26,7 +26,7 @@ class RuntimeInfo:
     """What a loaded runtime says of itself; shown by `/v1/models` and `hilbert models info`.
 
     Attributes:
-        engine: ``"openvino"``, ``"torch"``, …
+        engine: ``"openvino"``, ``"torch"``, ``"onnx"``, …
         device: ``"cpu"``, ``"cuda:0"``, …
         dtype: what the matrix products run in.
         program: ``"packed"``, ``"padded"``, ``"static"``, ``"shipped"`` or ``"sentence-transformers"``.
@@ -55,9 +55,10 @@ class RuntimeSettings:
     """How one model is to be run; every field has the meaning of the flag with its name.
 
     Attributes:
-        engine: ``"auto"``, ``"openvino"`` or ``"torch"``. Auto takes torch where a GPU is, else openvino.
-        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Auto takes 16 bits where the
-            device computes in them natively, else float32.
+        engine: ``"auto"``, ``"openvino"``, ``"torch"``, ``"onnx"`` or ``"ctranslate2"``.
+            Auto takes torch where a GPU is, else openvino.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` or ``"fp8"``. Auto takes
+            16 bits where the device computes in them natively, else float32.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         threads: compute threads; None takes min(affinity, cgroup quota).
         cache_dir: folder of the artifact cache; ``""`` takes the default.

@@ -1,60 +1,32 @@
 """The default CPU runtime: a graph traced once, cached on disk, run without torch.
 
-Decides where an artifact comes from (an exported folder, the cache, a fresh trace in a child process,
-a graph that the repository ships) and how a batch is fed to it. Two kinds of graph: a packed one takes
-the whole batch, a padded one is run once per length group.
+Decides where an artifact comes from (an exported folder, the cache, a fresh trace) and how OpenVINO runs
+it in the dtype that was asked for.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from hilbert.config.machine import available_threads
-from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
-from hilbert.core.request import IntArray
+from hilbert.core import Batch, BatchOutput, ModelSpec, Sequence
 from hilbert.errors import EngineError, InvalidInput, WeightMismatch, WorkerLost
-from hilbert.hub.artifacts import (
-    ArtifactStore,
-    cpu_isa,
-    fingerprint,
-    is_intact,
-    publish,
-    read_manifest,
-    seal,
-    write_manifest,
-)
-from hilbert.programs.choose import PROGRAM_VERSION
-from hilbert.runtimes import ov
-from hilbert.runtimes.base import CPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
-from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
-from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
-from hilbert.runtimes.tracing import trace
+from hilbert.hub.artifacts import ArtifactStore, is_intact, publish, read_manifest, seal, write_manifest
+from hilbert.runtimes import ov, tracing
+from hilbert.runtimes.base import RuntimeSettings
+from hilbert.runtimes.packing import PackedBatch
+from hilbert.runtimes.traced import Prepared, TracedBatches, find_or_trace, key_of, read_program
 
 # Compiled shapes that OpenVINO keeps; beyond it a shape costs 1.7 ms again, and memory stays flat.
 SHAPES_KEPT = 250
 
-
-class Program(msgspec.Struct, frozen=True):
-    """What an artifact's manifest says of its graph."""
-
-    program: str
-    reason: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    num_groups: int
-    dtype: str
-    dimensions: int
-    num_labels: int = 0
-    token_dimensions: int = 0
-    special_ids: tuple[int, ...] = ()
-    trailing_id: int | None = None
-    unseen_id: int | None = None
+# Activations that share a scale where OpenVINO quantises them on the fly. Worst cosine of MiniLM 0.9969; 128
+# loses more (0.9962) and gains nothing (bench/LOG.md).
+QUANTIZED_GROUP = 64
 
 
 def load_openvino(spec: ModelSpec, settings: RuntimeSettings) -> OpenVinoRuntime:
@@ -66,42 +38,29 @@ def load_openvino(spec: ModelSpec, settings: RuntimeSettings) -> OpenVinoRuntime
         ModelError: the weights are missing, wrong or unsafe.
     """
     dtype = cpu_dtype(settings.dtype)
-    store = ArtifactStore(settings.cache_dir)
     folder = _exported_folder(spec, settings.dtype)
-    key = artifact_fingerprint(spec, dtype)
     if folder is None:
-        folder = store.open(key)
-    if folder is None:
-        with store.building(key) as work:
-            program = trace(spec, dtype, work, settings.trust_remote_code)
-            folder = store.commit(key, work, spec, program)
-    return OpenVinoRuntime(folder, store.compiled(key), settings, dtype)
-
-
-def artifact_fingerprint(spec: ModelSpec, dtype: str) -> str:
-    """The name of an artifact: whatever changes the vectors or the file's meaning changes it."""
-    return fingerprint(
-        spec,
-        program_version=PROGRAM_VERSION,
-        dtype=dtype,
-        runtime_version=f"openvino-{ov.VERSION}",
-        cpu_isa=cpu_isa(),
-        extra=f"groups={NUM_GROUPS}",
-    )
+        folder, key = find_or_trace(spec, settings, dtype, "openvino", ov.VERSION)
+    else:
+        dtype = "int8" if read_program(folder).dtype == "int8" else dtype
+        key = key_of(spec, dtype, "openvino", ov.VERSION)
+    return OpenVinoRuntime(folder, ArtifactStore(settings.cache_dir).compiled(key), settings, dtype)
 
 
 def cpu_dtype(dtype: str) -> str:
     """The dtype that the CPU will really compute in.
 
     Raises:
-        InvalidInput: float16, which OpenVINO silently runs as something else on a CPU.
+        InvalidInput: fp8, and float16, which OpenVINO silently runs as something else on a CPU.
     """
     if dtype == "auto":
         return "bfloat16" if ov.is_native_bf16() else "float32"
-    if dtype == "float16":
-        raise InvalidInput("dtype float16 is not computed by any CPU here; take bfloat16 or float32")
-    if dtype not in ("float32", "bfloat16"):
-        raise InvalidInput(f"dtype {dtype!r} is unknown; take auto, float32 or bfloat16")
+    if dtype in ("float16", "fp8"):
+        raise InvalidInput(
+            f"dtype {dtype} is not computed by any CPU here; take int8, bfloat16 or float32, or --device cuda"
+        )
+    if dtype not in ("float32", "bfloat16", "int8"):
+        raise InvalidInput(f"dtype {dtype!r} is unknown; take auto, float32, bfloat16 or int8")
     return dtype
 
 
@@ -137,7 +96,7 @@ def export_folder(
     dtype = cpu_dtype(settings.dtype)
     store = ArtifactStore(settings.cache_dir)
     with store.building("export") as work:
-        program = trace(spec, dtype, work, settings.trust_remote_code)
+        program = tracing.trace(spec, dtype, work, settings.trust_remote_code)
         for name in _DESCRIPTIONS:
             for place in (Path(spec.path) / spec.transformer_folder, Path(spec.path)):
                 if (place / name).is_file():
@@ -168,55 +127,28 @@ def _exported_folder(spec: ModelSpec, dtype: str) -> Path | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What is asked for, and the runs of the graph that answer it."""
-
-    outputs: frozenset[OutputType]
-    parts: list[PackedBatch]
-
-
 class OpenVinoRuntime:
     """A compiled graph on the CPU."""
 
     num_slots = 2
 
     def __init__(self, folder: Path, cache: Path | None, settings: RuntimeSettings, dtype: str) -> None:
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise WeightMismatch(f"{folder} holds no readable hilbert.json")
-        self._program = msgspec.convert(manifest["program"], Program, strict=False)
-        self._padded = self._program.program == "padded"
+        program = read_program(folder)
+        self._batches = TracedBatches(program)
         is_cached = cache is not None and any(cache.glob("*.blob"))
         self._compiled = ov.compile_graph(folder / "model.xml", _config(cache, settings, dtype))
         if cache is not None and not is_cached:
             seal(cache)
         self._request = self._compiled.create_infer_request()
-        self._takes_skips = any(name.startswith("skips") for name in self._program.inputs)
-        self.info = RuntimeInfo(
-            engine="openvino",
-            device="cpu",
-            dtype=dtype,
-            program=self._program.program,
-            reason=self._program.reason,
-            dimensions=self._program.dimensions,
-            outputs=served_outputs(self._program.outputs),
-            max_batch_tokens=CPU_BATCH_TOKENS,
-            num_labels=self._program.num_labels,
-            token_dimensions=self._program.token_dimensions,
-        )
+        self.info = program.info("openvino", "cpu", dtype)
         probe = Batch((Sequence(0, 0, np.zeros(1, np.int32)),))
-        ov.first_inference(self._request, self._feed(self.prepare(probe).parts[0]))
+        ov.first_inference(self._request, self._batches.feed(self.prepare(probe).parts[0]))
 
-    def prepare(self, batch: Batch) -> _Prepared:
-        """One packed batch, or one per length group for a padded graph."""
-        sequences = without_trailing(batch.sequences, self._program.trailing_id)
-        if self._padded:
-            return _Prepared(batch.outputs, pack_groups(sequences, self._program.unseen_id))
-        part = pack(sequences, self._program.num_groups, self._program.unseen_id)
-        return _Prepared(batch.outputs, [part])
+    def prepare(self, batch: Batch) -> Prepared:
+        """See `Runtime.prepare`."""
+        return self._batches.prepare(batch)
 
-    def run(self, prepared: _Prepared) -> BatchOutput:
+    def run(self, prepared: Prepared) -> BatchOutput:
         """See `Runtime.run`.
 
         Raises:
@@ -224,50 +156,34 @@ class OpenVinoRuntime:
                 such processes crashed, and some returned wrong vectors without a word (bench/LOG.md). A
                 fresh worker runs the requests again, one at a time.
         """
-        parts = prepared.parts
-        builder = OutputBuilder(sum(len(p.order) for p in parts), prepared.outputs, self._program.special_ids)
-        for part in parts:
-            try:
-                self._request.infer(self._feed(part), share_inputs=True)
-            except MemoryError as error:
+        return self._batches.run(prepared, self._infer)
+
+    def _infer(self, part: PackedBatch, wanted: list[int]) -> list[np.ndarray]:
+        try:
+            self._request.infer(self._batches.feed(part), share_inputs=True)
+        except MemoryError as error:
+            raise WorkerLost(_no_memory(part)) from error
+        except RuntimeError as error:
+            if "alloc" in str(error).lower():
                 raise WorkerLost(_no_memory(part)) from error
-            except RuntimeError as error:
-                if "alloc" in str(error).lower():
-                    raise WorkerLost(_no_memory(part)) from error
-                raise EngineError(f"openvino: {str(error).strip().splitlines()[-1]}") from error
-            builder.add(
-                part,
-                {
-                    name: self._request.get_output_tensor(i).data
-                    for i, name in enumerate(self._program.outputs)
-                    if SERVED_AS[name] in prepared.outputs
-                },
-            )
-        return builder.finish()
+            raise EngineError(f"openvino: {str(error).strip().splitlines()[-1]}") from error
+        return [self._request.get_output_tensor(i).data for i in wanted]
 
     def close(self) -> None:
         """Release the graph and its memory."""
         del self._request
         del self._compiled
 
-    def _feed(self, part: PackedBatch) -> list[IntArray]:
-        return [
-            part.input_ids,
-            part.position_ids,
-            part.token_type_ids,
-            part.unpad,
-            *part.slots,
-            *part.group_lengths,
-            *(part.group_skips if self._takes_skips else ()),
-        ]
-
 
 def _config(cache: Path | None, settings: RuntimeSettings, dtype: str) -> dict[str, Any]:
     """How the CPU plugin compiles and runs the graph."""
     available = available_threads()
     threads = settings.threads or available
+    # Beside 8-bit weights everything else runs in bf16 where the CPU has it (programs/export.py).
+    half = dtype == "bfloat16" or (dtype == "int8" and ov.is_native_bf16())
     config: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if half or dtype != "int8" else QUANTIZED_GROUP,
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
         # Pinned threads gain 12 to 18 % where this process has the CPUs to itself; two processes that were

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,13 @@ def first_inference(request: openvino.InferRequest, inputs: list[Any]) -> Any:
     """The first inference of a request, never beside another first one."""
     with _first_call:
         return request.infer(inputs)
+
+
+@contextmanager
+def first_calls() -> Iterator[None]:
+    """Whatever runs inside is never beside another first inference."""
+    with _first_call:
+        yield
 
 
 def is_native_bf16() -> bool:

@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
 from hilbert.core.request import FloatArray
-from hilbert.errors import OutOfMemory, UnsupportedArchitecture
+from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.packing import IndexArray
 
@@ -36,6 +36,11 @@ class SentenceTransformersRuntime:
     num_slots = 1
 
     def __init__(self, spec: ModelSpec, settings: RuntimeSettings, reason: str) -> None:
+        if settings.dtype in ("int8", "fp8"):
+            raise InvalidInput(
+                f"dtype {settings.dtype} is not served for {spec.model_id}, which only sentence-transformers "
+                f"can run ({reason}); take --dtype float32 or bfloat16"
+            )
         device = None if settings.device == "auto" else settings.device
         try:
             self._model = SentenceTransformer(

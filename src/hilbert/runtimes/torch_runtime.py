@@ -29,8 +29,10 @@ from hilbert.runtimes.base import (
 )
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
+from hilbert.runtimes.torch_quantized import FP8_CAPABILITY, quantize_linears
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EIGHT_BITS = ("int8", "fp8")
 
 
 def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
@@ -42,6 +44,7 @@ def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
     """
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
+    eight_bits = settings.dtype if settings.dtype in EIGHT_BITS else ""
     if device == "cpu":
         torch.set_num_threads(settings.threads or available_threads())
     try:
@@ -50,7 +53,9 @@ def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
         from hilbert.runtimes.sentence_transformers_runtime import SentenceTransformersRuntime
 
         return SentenceTransformersRuntime(spec, settings, error.message)
-    return TorchRuntime(spec, built, device, dtype)
+    if eight_bits:
+        quantize_linears(built.graph.program.body, eight_bits)
+    return TorchRuntime(spec, built, device, dtype, eight_bits)
 
 
 def pick_device(device: str) -> str:
@@ -79,19 +84,29 @@ def pick_device(device: str) -> str:
 
 
 def pick_dtype(dtype: str, device: str) -> torch.dtype:
-    """The dtype of the weights: 16 bits on CUDA where nothing was asked for, else float32.
+    """The dtype of the weights, or, for 8 bits, of what is not quantised.
+
+    16 bits on CUDA where nothing was asked for, else float32.
 
     Raises:
-        MissingDependency: fp8 and int8 come with another extra.
         InvalidInput: unknown, or not computed by this device.
     """
-    if dtype == "auto":
-        if not device.startswith("cuda"):
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if dtype not in _DTYPES:
-        raise InvalidInput(f"dtype {dtype!r} is unknown; take auto, {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
+    if dtype not in ("auto", *EIGHT_BITS):
+        raise InvalidInput(f"dtype {dtype!r} is unknown; take auto, {', '.join((*_DTYPES, *EIGHT_BITS))}")
+    if dtype == "fp8" and not _multiplies_fp8(device):
+        raise InvalidInput(
+            f"dtype fp8 is not computed by device {device!r}, but by NVIDIA GPUs of compute capability "
+            f"{'.'.join(map(str, FP8_CAPABILITY))} and higher; take --dtype int8 or bfloat16"
+        )
+    if not device.startswith("cuda"):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _multiplies_fp8(device: str) -> bool:
+    return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 @dataclass(slots=True)
@@ -117,7 +132,9 @@ class TorchRuntime:
 
     num_slots = 2
 
-    def __init__(self, spec: ModelSpec, built: Built, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, built: Built, device: str, dtype: torch.dtype, eight_bits: str = ""
+    ) -> None:
         self._graph = built.graph.eval()
         self._device = torch.device(device)
         self._padded = built.program == "padded"
@@ -135,7 +152,7 @@ class TorchRuntime:
         self.info = RuntimeInfo(
             engine="torch",
             device=device,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=eight_bits or str(dtype).removeprefix("torch."),
             program=built.program,
             reason=built.reason,
             dimensions=spec.dimensions,

@@ -29,6 +29,7 @@ from hilbert.errors import (
     UnsupportedArchitecture,
     WeightMismatch,
 )
+from hilbert.programs.choose import Target
 from hilbert.programs.export import ExportOrder
 from hilbert.runtimes.packing import NUM_GROUPS
 
@@ -38,7 +39,9 @@ _ERRORS: dict[str, type[ModelError]] = {
 _shared: ContextVar[Tracer | None] = ContextVar("shared_tracer", default=None)
 
 
-def trace(spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+def trace(
+    spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool, target: Target = "openvino"
+) -> dict[str, Any]:
     """Write a model's graph into a folder, in the child of `one_child` or in one of its own.
 
     Returns:
@@ -47,7 +50,7 @@ def trace(spec: ModelSpec, dtype: str, folder: Path, trust_remote_code: bool) ->
     Raises:
         ModelError: it cannot be loaded or traced, or the child died of it.
     """
-    order = ExportOrder(spec, str(folder), dtype, NUM_GROUPS, trust_remote_code)
+    order = ExportOrder(spec, str(folder), dtype, NUM_GROUPS, trust_remote_code, target)
     tracer = _shared.get()
     if tracer is None or (spec.remote_code and trust_remote_code):
         with Tracer() as own:
