@@ -29,10 +29,11 @@ TEXT = "packed rows of hidden states are attended within their own borders and n
 def serve(listener: int) -> None:
     """The child: the application on an inherited listening socket."""
     import numpy as np
-    import uvicorn
+    import uvloop
 
     from hilbert import hub
     from hilbert.api import create_app
+    from hilbert.cli.http import HttpServer
     from hilbert.core import Output, OutputType, Request
     from hilbert.engine import Health
     from hilbert.models import Registry, ServedModel
@@ -71,18 +72,9 @@ def serve(listener: int) -> None:
         else:
             await app(scope, receive, send)
 
-    config = uvicorn.Config(
-        bare_or_app,
-        http="httptools",
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-    )
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
+    server = HttpServer(bare_or_app)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.run_on(socket.socket(fileno=listener)))
 
 
 def text_of(num_tokens: int) -> tuple[str, list[int]]:

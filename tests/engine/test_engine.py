@@ -198,6 +198,27 @@ def test_a_late_request_is_answered_although_no_batch_ends(make_bench):
     assert len(running.answers) == 1
 
 
+def test_requests_with_later_deadlines_let_the_watcher_sleep(make_bench, monkeypatch):
+    """One after the other: the watcher looks when the first comes, also if it finds that all is over."""
+    bench = make_bench(max_batch_tokens=4)
+    looks = []
+    scheduler = bench.engine._scheduler
+    expire = scheduler.expire
+    monkeypatch.setattr(scheduler, "expire", lambda now: looks.append(now) or expire(now))
+    for number in range(30):
+        bench.submit(tokens(1), deadline=time.monotonic() + 60 + number).check_rows()
+        seen = len(looks)
+        with bench.engine._lock:
+            bench.engine._has_event.notify()  # now it finds that all is over
+        while len(looks) == seen:
+            threading.Event().wait(0.001)
+    assert 30 <= len(looks) < 45
+    bench.runtime.hold()
+    near = bench.submit(tokens(1), deadline=time.monotonic() + 0.02)
+    assert isinstance(near.failure(), RequestTimeout), "and yet it wakes when something is due"
+    bench.runtime.release()
+
+
 def test_a_nearer_deadline_wakes_the_watcher_earlier(make_bench):
     bench = make_bench(max_batch_tokens=4)
     bench.runtime.hold()

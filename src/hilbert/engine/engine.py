@@ -111,7 +111,7 @@ class Engine(Generic[Prepared]):
         self._retries: deque[Work] = deque()
         self._is_retry_next = True
         self._open_works: dict[int, Work] = {}  # taken and not yet through `run`, by id()
-        self._watched_until = -math.inf
+        self._watched_until = math.inf
         self._threads: list[threading.Thread] = []
 
     # -- for callers, from any thread -------------------------------------------------------------
@@ -172,8 +172,8 @@ class Engine(Generic[Prepared]):
             self._pending[request.id] = Pending(request, deliver, now)
             if not self._open_works or self._scheduler.has_full_batch:
                 self._has_work.notify()
-            if request.deadline is not None and request.deadline < self._watched_until:
-                self._has_event.notify()
+            if request.deadline is not None:
+                self._watch_until(request.deadline)
 
     def cancel(self, request_id: int) -> bool:
         """Forget a request: what is queued is dropped, what is running is thrown away.
@@ -333,9 +333,12 @@ class Engine(Generic[Prepared]):
                     deadline = self._scheduler.next_deadline()
                     until = min(limits, default=math.inf)
                     until = until if deadline is None else min(until, deadline)
-                    self._watched_until = until
+                    if self._watched_until <= now or until < self._watched_until:
+                        self._watched_until = until
+                    # Else what was to be watched is over already. Keeping the appointment costs one look;
+                    # dropping it would wake this thread for each request of a lone client.
+                    until = self._watched_until
                     self._has_event.wait(None if until == math.inf else min(until - now, 3600.0))
-                    self._watched_until = -math.inf
                     continue
             for pending in late:
                 waited = now - pending.submitted_at
@@ -387,7 +390,12 @@ class Engine(Generic[Prepared]):
     def _limit(self, work: Work, now: float) -> None:
         """A stage begins that may hang; the watcher must know. Under the lock."""
         work.limit = now + self._batch_timeout_seconds
-        if work.limit < self._watched_until:
+        self._watch_until(work.limit)
+
+    def _watch_until(self, due: float) -> None:
+        """The watcher must look at `due` at the latest. Under the lock."""
+        if due < self._watched_until:
+            self._watched_until = due
             self._has_event.notify()
 
     def _close_work(self, work: Work) -> None:
