@@ -1,4 +1,4 @@
-"""From what a caller sends to what a model sees: text to token ids."""
+"""From what a caller sends to what a model sees: text to token ids, images and sounds to features."""
 
 from hilbert.processors.naming import called, renamed
 from hilbert.processors.pairs import PairProcessor

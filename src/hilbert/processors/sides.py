@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from hilbert.core import EmbedRequest, ModelSpec, MultivectorSpec
+from hilbert.core import EmbedRequest, ModelSpec, MultivectorSpec, Sequence, TextTower
 from hilbert.core.request import IntArray
 
 
@@ -46,3 +47,17 @@ def fill(ids: IntArray, sides: MultivectorSpec) -> IntArray:
 def kept_rows(ids: IntArray, skip_ids: AbstractSequence[int]) -> npt.NDArray[np.bool_]:
     """``[n]``: which token vectors of a document count."""
     return ~np.isin(ids, skip_ids)
+
+
+def shaped(sequence: Sequence, tower: TextTower) -> Sequence:
+    """A dual model's tokens as its text side wants them: cut behind the end, or padded to one length."""
+    ids = sequence.input_ids
+    if tower.end_id is not None and len(ids):
+        is_end = ids == (ids.max() if tower.end_id < 0 else tower.end_id)
+        # Without an end transformers looks at the first token.
+        ids = ids[: int(is_end.argmax()) + 1]
+    missing = tower.length - len(ids)
+    if missing > 0:
+        filling = np.full(missing, tower.padding_id, dtype=np.int32)
+        ids = np.concatenate([filling, ids] if tower.pads_left else [ids, filling])
+    return sequence if ids is sequence.input_ids else replace(sequence, input_ids=ids, token_type_ids=None)

@@ -19,8 +19,9 @@ from hilbert.core import EmbedRequest, Input, Media, MediaRef, ModelSpec, Sequen
 from hilbert.core.request import IntArray
 from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
 from hilbert.processors.frame import Frame
+from hilbert.processors.media import MediaProcessor
 from hilbert.processors.prompts import resolve_prompt
-from hilbert.processors.sides import fill, is_query, longest_side, side_limit
+from hilbert.processors.sides import fill, is_query, longest_side, shaped, side_limit
 from hilbert.processors.words import WordTable, cut, splits_at_spaces
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class TextProcessor:
         self.spec = spec
         self._is_static = spec.kind == "static"
         config = _tokenizer_config(spec)
+        self._media = MediaProcessor(spec) if spec.towers else None
         side = _configure(self.tokenizer, spec, config)
         truncation = self.tokenizer.truncation
         self._max_len: int | None = truncation["max_length"] if truncation else None
@@ -119,7 +121,7 @@ class TextProcessor:
             inputs: of one request.
             prompt_chars: characters that are put before each of them.
         """
-        if len(self.spec.modalities) > 1 and any(isinstance(x, Media | MediaRef) for x in inputs):
+        if self._media is not None and any(isinstance(x, Media | MediaRef) for x in inputs):
             return False
         texts = cast("AbstractSequence[str | IntArray]", inputs)
         return sum(map(len, texts)) + len(texts) * prompt_chars < self.inline_chars
@@ -135,7 +137,12 @@ class TextProcessor:
             truncate: long inputs will be cut; else all their tokens must be counted, and so do here.
         """
         limit = (self._max_len if truncate else None) or _INT32_MAX
-        return sum(
+        num_tokens = 0
+        if self._media is not None:
+            media = [x for x in inputs if isinstance(x, Media | MediaRef)]
+            num_tokens = sum(map(self._media.num_tokens, media))
+            inputs = [x for x in inputs if not isinstance(x, Media | MediaRef)] if media else inputs
+        return num_tokens + sum(
             min(limit, ((len(x) + prompt_chars) // _CHARS_PER_TOKEN if isinstance(x, str) else len(x)) + 2)
             for x in cast("AbstractSequence[str | IntArray]", inputs)
         )
@@ -149,7 +156,10 @@ class TextProcessor:
             InvalidInput: an unknown prompt, ids outside the vocabulary, text that is not valid Unicode.
             InputTooLong: an input exceeds the model's length and `truncate` is false.
         """
-        sides = self.spec.multivector
+        sides, tower = self.spec.multivector, self.spec.text_tower
+        if tower is not None:
+            sequences = self._encode(request, self._max_len, request_id)
+            return tuple(s if s.features is not None else shaped(s, tower) for s in sequences)
         if sides is None:
             return self._encode(request, self._max_len, request_id)
         sequences = self._encode(request, side_limit(self.spec, sides, request), request_id)
@@ -204,18 +214,26 @@ class TextProcessor:
         num_texts = sum(1 for x in inputs if isinstance(x, str))
         if num_texts == len(inputs):
             return self._encode_texts(inputs, prompt, truncate, limit, request_id)  # type: ignore[arg-type]  # all str
-        if request.prompt or request.prompt_name:
+        if self._media is not None:
+            self._media.check_count(inputs)
+        has_ids = any(isinstance(x, np.ndarray) for x in inputs)
+        if has_ids and (request.prompt or request.prompt_name):
             raise InvalidInput(
                 "A prompt is put before a text and cannot be put before token ids; send texts, or ids with "
                 "the prompt's own tokens in front.",
                 param="prompt" if request.prompt else "prompt_name",
             )
-        return tuple(
-            self._encode_texts((x,), prompt, truncate, limit, request_id, index)[0]
-            if isinstance(x, str)
-            else self._check_ids(cast(IntArray, x), truncate, limit, request_id, index)
-            for index, x in enumerate(inputs)
-        )
+        sequences: list[Sequence] = []
+        for index, x in enumerate(inputs):
+            if isinstance(x, str):
+                sequences += self._encode_texts((x,), prompt, truncate, limit, request_id, index)
+            elif isinstance(x, Media):
+                assert self._media is not None, "a model without towers has refused it"
+                sequences.append(self._media.encode(x, request_id, index))
+            else:
+                assert not isinstance(x, MediaRef), "references are loaded before"
+                sequences.append(self._check_ids(x, truncate, limit, request_id, index))
+        return tuple(sequences)
 
     def _encode_texts(
         self,
@@ -418,6 +436,8 @@ def _configure(tokenizer: Tokenizer, spec: ModelSpec, config: dict[str, Any]) ->
     elif spec.kind != "static":  # a static model keeps what its tokenizer.json says
         tokenizer.no_truncation()
     _follow_bert_flags(tokenizer, config)
+    if spec.text_tower is not None and spec.text_tower.strips_punctuation:
+        _put_canonical_first(tokenizer)
     if spec.lower_case:
         _put_lowercase_first(tokenizer)
     return side
@@ -445,6 +465,22 @@ def _makes_types(config: dict[str, Any]) -> bool:
     if isinstance(names, list):
         return "token_type_ids" in names
     return str(config.get("tokenizer_class") or "").removesuffix("Fast") in _CLASSES_WITH_TYPES
+
+
+def _put_canonical_first(tokenizer: Tokenizer) -> None:
+    """Drop ASCII punctuation, make one space of several and none of those at the ends, before all else.
+
+    Source: SigLIP's tokenizer class does so to every text; its vocabulary knows no better.
+    """
+    from tokenizers import Regex, normalizers
+
+    steps = [
+        normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
+    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([*steps, *own])
 
 
 def _put_lowercase_first(tokenizer: Tokenizer) -> None:

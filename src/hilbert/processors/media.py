@@ -1,0 +1,77 @@
+"""Images and sounds to `Sequence`: the features that a model's towers read.
+
+Knows no device and no batching. Decoding takes milliseconds to seconds: a caller does it in a thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from hilbert.core import NO_IDS, ImageProcessing, Input, Media, MediaRef, ModelSpec, Sequence
+from hilbert.errors import InvalidInput, UnsupportedTask
+from hilbert.processors.audio import audio_features, decode_audio
+from hilbert.processors.images import decode_image, image_features
+
+# Of features, per request: three quarters of a frame to the worker (worker/frames.py); 348 images of CLIP.
+MAX_REQUEST_BYTES = 192 << 20
+
+
+class MediaProcessor:
+    """Turns the images and sounds of one model into sequences; immutable, for any number of threads."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._towers = {tower.modality: tower for tower in spec.towers}
+        self._name = spec.model_id
+
+    def num_tokens(self, media: Media | MediaRef) -> int:
+        """What an input costs; 0 for a modality that the model does not read."""
+        tower = self._towers.get(media.modality)
+        return 0 if tower is None else tower.num_tokens
+
+    def check_count(self, inputs: Iterable[Input]) -> None:
+        """Refuse a request whose features would not fit into one frame to the worker.
+
+        Raises:
+            InvalidInput: it has too many images or sounds; the message says how many are taken.
+        """
+        num_bytes, given = 0, [x for x in inputs if isinstance(x, Media)]
+        for media in given:
+            tower = self._towers.get(media.modality)
+            num_bytes += 0 if tower is None else 4 * math.prod(tower.shape)
+        if num_bytes > MAX_REQUEST_BYTES:
+            limit = MAX_REQUEST_BYTES * len(given) // num_bytes
+            raise InvalidInput(
+                f"The request has {len(given)} images or sounds, {num_bytes >> 20} MiB as the model reads "
+                f"them; one request may have about {limit}. Send fewer at once.",
+                param="input",
+            )
+
+    def encode(self, media: Media, request_id: int, index: int) -> Sequence:
+        """Decode one input.
+
+        Raises:
+            MediaError: it is broken, too large, or none of the known formats; the message names `index`.
+            UnsupportedTask: the model has no tower for it.
+            MissingDependency: the library that decodes it is not installed.
+        """
+        tower = self._towers.get(media.modality)
+        if tower is None:
+            raise UnsupportedTask(
+                f"input[{index}] is {media.modality}; the model {self._name} has no tower for that.",
+                param="input",
+                index=index,
+            )
+        if isinstance(tower.processing, ImageProcessing):
+            features = image_features(decode_image(media.data, index), tower.processing)
+        else:
+            samples = decode_audio(media.data, tower.processing.sampling_rate, index)
+            features = audio_features(samples, tower.processing)
+        return Sequence(
+            request_id,
+            index,
+            NO_IDS,
+            features=features,
+            modality=tower.modality,
+            num_feature_tokens=tower.num_tokens,
+        )
