@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -14,7 +15,7 @@ from wire_house import PATIENT, SERVING_ERRORS, one, read
 from worker_house import spec
 
 from hilbert import errors
-from hilbert.core import OutputType, Request, Sequence
+from hilbert.core import NO_IDS, Modality, OutputType, Request, Sequence
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
 from hilbert.worker import frames
 from hilbert.worker.frames import (
@@ -42,6 +43,12 @@ def requests(draw):
         ids = np.array(draw(st.lists(int32, min_size=length, max_size=length)), np.int32)
         types = draw(st.none() | st.lists(st.integers(0, 1), min_size=length, max_size=length))
         types = None if types is None else np.array(types, np.int32)
+        if draw(st.integers(0, 3)) == 0:
+            features = np.arange(length * 6, dtype=np.float32).reshape(2, length, 3)
+            modality = draw(st.sampled_from([Modality.IMAGE, Modality.AUDIO]))
+            sequence = Sequence(5, index, NO_IDS, features=features, modality=modality)
+            sequences.append(replace(sequence, num_feature_tokens=draw(st.integers(1, 9))))
+            continue
         sequences.append(Sequence(5, index, ids, types, draw(st.integers(0, 3))))
     outputs = draw(st.sets(st.sampled_from(list(OutputType)), min_size=1))
     deadline = draw(st.none() | st.floats(-10, 1e6))
@@ -71,6 +78,15 @@ def test_requests(request, cuts):
         # All zero means the same as none.
         types = sent.token_type_ids
         assert same_array(got.token_type_ids, None if types is None or not types.any() else types)
+        assert same_array(got.features, sent.features)
+        assert (got.modality, got.num_tokens) == (sent.modality, sent.num_tokens)
+
+
+def test_features_that_are_not_all_there_are_refused():
+    sequence = Sequence(5, 0, NO_IDS, features=np.ones((1, 2, 2), np.float32), num_feature_tokens=3)
+    frame = one(frames.encode_submit(3, 77, Request(5, (sequence,)), 0.0), [])
+    with pytest.raises(FrameError, match="4 features"):
+        frames.decode_submit(frame.meta, frame.body[:8], 0.0)
 
 
 @pytest.mark.parametrize("kind", SERVING_ERRORS)

@@ -14,16 +14,19 @@ This module knows the layout of frames and nothing of sockets, processes or mode
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from enum import IntEnum
 
 import msgspec
 import numpy as np
 
 from hilbert import errors
-from hilbert.core import ModelSpec, OutputType, Request, Sequence
+from hilbert.core import Modality, ModelSpec, OutputType, Request, Sequence
+from hilbert.core.request import FloatArray
 from hilbert.engine.stats import BatchStats
 from hilbert.errors import EngineError, ServingError
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
@@ -122,10 +125,19 @@ class Unload(msgspec.Struct, frozen=True, array_like=True):
     model: int
 
 
-class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A request. The body holds columns of int32, each present when its flag is set.
+class FeatureColumn(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Features of sequence `index`: their shape, and what is said of them in `Sequence`."""
 
-    ``lengths [N] | prompt_lens [N]? | input_ids [T] | token_type_ids [T]?``
+    index: int
+    modality: Modality
+    num_tokens: int
+    shape: tuple[int, ...]
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request. The body holds columns of int32, each present when its flag is set, then features.
+
+    ``lengths [N] | prompt_lens [N]? | input_ids [T] | token_type_ids [T]? | float32 of each of `features```
     """
 
     model: int
@@ -135,6 +147,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     has_prompt_lens: bool
     has_token_types: bool
     timeout_seconds: float | None
+    features: list[FeatureColumn] | None = None
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -386,10 +399,20 @@ def encode_submit(model: int, request_id: int, request: Request, now: float) -> 
     if has_token_types:
         body.append(
             b"".join(
-                bytes(4 * s.num_tokens) if s.token_type_ids is None else s.token_type_ids.tobytes()
+                bytes(4 * len(s.input_ids)) if s.token_type_ids is None else s.token_type_ids.tobytes()
                 for s in sequences
             )
         )
+    features = None
+    if any(s.features is not None for s in sequences):
+        features = []
+        for index, sequence in enumerate(sequences):
+            if sequence.features is None:
+                continue
+            rows = np.ascontiguousarray(sequence.features, np.float32)
+            body.append(rows.data.cast("B"))
+            about = (sequence.modality, sequence.num_feature_tokens, rows.shape)
+            features.append(FeatureColumn(index, *about))
     deadline = request.deadline
     meta = Submit(
         model,
@@ -399,6 +422,7 @@ def encode_submit(model: int, request_id: int, request: Request, now: float) -> 
         has_prompt_lens,
         has_token_types,
         None if deadline is None else deadline - now,
+        features,
     )
     return encode(Kind.SUBMIT, meta, body)
 
@@ -415,6 +439,13 @@ def decode_submit(meta: Submit, body: Buffer, now: float) -> Request:
         FrameError: the columns do not fit the body.
     """
     numbers = np.frombuffer(body, np.int32)
+    columns = meta.features or []
+    num_features = sum(math.prod(column.shape) for column in columns)
+    if num_features > len(numbers):
+        raise FrameError(
+            f"request {meta.request}: {num_features} features in a body of {len(numbers)} numbers"
+        )
+    numbers, tail = numbers[: len(numbers) - num_features], numbers[len(numbers) - num_features :]
     num_sequences = meta.num_sequences
     lengths = numbers[:num_sequences].tolist()
     num_tokens = sum(lengths)
@@ -427,7 +458,7 @@ def decode_submit(meta: Submit, body: Buffer, now: float) -> Request:
     if start + num_tokens + (0 if token_types is None else num_tokens) != len(numbers):
         raise FrameError(f"request {meta.request}: {num_tokens} tokens in a body of {len(numbers)} numbers")
     request_id = meta.request
-    if num_sequences == 1 and prompt_lens is None and token_types is None:
+    if num_sequences == 1 and prompt_lens is None and token_types is None and not columns:
         sequences: tuple[Sequence, ...] = (Sequence(request_id, 0, numbers[1:]),)
     else:
         built = []
@@ -444,6 +475,7 @@ def decode_submit(meta: Submit, body: Buffer, now: float) -> Request:
                     0 if prompt_lens is None else prompt_lens[index],
                 )
             )
+        _attach(built, columns, tail.view(np.float32))
         sequences = tuple(built)
     timeout = meta.timeout_seconds
     return Request(
@@ -452,6 +484,19 @@ def decode_submit(meta: Submit, body: Buffer, now: float) -> Request:
         _bits_to_outputs(meta.outputs),
         None if timeout is None else now + timeout,
     )
+
+
+def _attach(sequences: list[Sequence], columns: Many[FeatureColumn], numbers: FloatArray) -> None:
+    """Give sequences their features, which are views of the frame's body."""
+    end = 0
+    for column in columns:
+        begin, end = end, end + math.prod(column.shape)
+        sequences[column.index] = replace(
+            sequences[column.index],
+            features=numbers[begin:end].reshape(column.shape),
+            modality=column.modality,
+            num_feature_tokens=column.num_tokens,
+        )
 
 
 def encode_load(
