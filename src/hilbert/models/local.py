@@ -7,6 +7,7 @@ running loop (in a notebook, too), and from any thread.
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
 import threading
 import weakref
@@ -14,8 +15,10 @@ from collections.abc import Collection, Coroutine, Iterable
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Self, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 
@@ -26,6 +29,8 @@ from hilbert.core import (
     EmbedRequest,
     EncodeResult,
     Input,
+    Media,
+    Modality,
     ModelSpec,
     OutputType,
     RerankRequest,
@@ -37,7 +42,7 @@ from hilbert.core import (
 )
 from hilbert.core.request import FloatArray, IntArray
 from hilbert.engine import Device, Engine, LocalEngine
-from hilbert.errors import InvalidInput, ServingError
+from hilbert.errors import InvalidInput, MediaError, ServingError
 from hilbert.models.served import ServedModel
 from hilbert.models.tokenizers import load_processor
 from hilbert.processors import token_array
@@ -47,10 +52,14 @@ from hilbert.scheduler import Admission, Scheduler
 
 T = TypeVar("T")
 Text = str | AbstractSequence[int] | IntArray
+File = str | PathLike[str] | bytes | Any
+"""An image or a sound: a file's path, its bytes, or, for images, what Pillow opened."""
 
 # A long list goes in pieces, two at a time: one is tokenized while the other is computed, and the memory
 # for tokens stays bounded.
 _PIECE = 4096
+# Of images and sounds, which are features of half a megabyte each.
+_MEDIA_PIECE = 128
 _PIECES_IN_FLIGHT = 2
 
 
@@ -177,11 +186,12 @@ class Model:
         """Numbers in a vector."""
         return self._served.dimensions
 
-    def embed(self, texts: str | Iterable[Text], **options: Unpack[Options]) -> FloatArray:
+    def embed(self, texts: str | Media | Iterable[Text | Media], **options: Unpack[Options]) -> FloatArray:
         """Embed texts, in order.
 
         Args:
-            texts: texts, or lists of the model's own token ids; a lone string counts as one text.
+            texts: texts, lists of the model's own token ids, or `Media`, mixed as you like; a lone one
+                counts as one.
             options: see `Options`.
         Returns:
             ``[N, dimensions]`` float32.
@@ -196,6 +206,34 @@ class Model:
     async def aembed(self, texts: str | Iterable[Text], **options: Unpack[Options]) -> FloatArray:
         """As `embed`, for callers on an event loop. Cancelling it drops the work."""
         return _dense(await self.aencode(texts, **options))
+
+    def embed_image(
+        self, images: File | Iterable[File], *, dimensions: int | None = None, normalize: bool | None = None
+    ) -> FloatArray:
+        """Embed images, in order, in the space of the model's texts (CLIP, SigLIP).
+
+        Args:
+            images: paths, bytes of files, or Pillow images; a lone one counts as one image.
+            dimensions: as for texts.
+            normalize: as for texts.
+        Returns:
+            ``[N, dimensions]`` float32.
+
+        Raises:
+            UnsupportedTask: the model reads no images.
+            MediaError: one cannot be read; the message names it.
+            MissingDependency: Pillow is not installed.
+        """
+        return self.embed(_media(images, Modality.IMAGE), dimensions=dimensions, normalize=normalize)
+
+    def embed_audio(
+        self, sounds: File | Iterable[File], *, dimensions: int | None = None, normalize: bool | None = None
+    ) -> FloatArray:
+        """Embed sounds, in order, in the space of the model's texts (CLAP): paths, or bytes of files.
+
+        Raises as `embed_image` does.
+        """
+        return self.embed(_media(sounds, Modality.AUDIO), dimensions=dimensions, normalize=normalize)
 
     def embed_sparse(self, texts: str | Iterable[Text], **options: Unpack[Options]) -> list[SparseVector]:
         """The weights of each text over the vocabulary (SPLADE, bge-m3). Raises as `embed` does."""
@@ -223,7 +261,7 @@ class Model:
 
     def encode(
         self,
-        texts: str | Iterable[Text],
+        texts: str | Media | Iterable[Text | Media],
         outputs: Collection[str] = DENSE_ONLY,
         **options: Unpack[Options],
     ) -> EncodeResult:
@@ -242,7 +280,7 @@ class Model:
 
     async def aencode(
         self,
-        texts: str | Iterable[Text],
+        texts: str | Media | Iterable[Text | Media],
         outputs: Collection[str] = DENSE_ONLY,
         **options: Unpack[Options],
     ) -> EncodeResult:
@@ -360,18 +398,19 @@ class Model:
 
     async def _encode(self, request: EmbedRequest) -> EncodeResult:
         inputs = request.inputs
-        if len(inputs) <= _PIECE:
+        size = _MEDIA_PIECE if any(isinstance(x, Media) for x in inputs) else _PIECE
+        if len(inputs) <= size:
             return await self._piece(request, inputs)
         gate = asyncio.Semaphore(_PIECES_IN_FLIGHT)
 
         async def piece(start: int) -> EncodeResult:
             async with gate:
                 try:
-                    return await self._piece(request, inputs[start : start + _PIECE])
+                    return await self._piece(request, inputs[start : start + size])
                 except ServingError as error:
                     raise _shifted(error, start) from error
 
-        pieces = [asyncio.ensure_future(piece(start)) for start in range(0, len(inputs), _PIECE)]
+        pieces = [asyncio.ensure_future(piece(start)) for start in range(0, len(inputs), size)]
         try:
             return _joined(await asyncio.gather(*pieces))
         finally:
@@ -394,7 +433,9 @@ class Model:
         )
 
 
-def _request(texts: str | Iterable[Text], outputs: Collection[str], options: Options) -> EmbedRequest:
+def _request(
+    texts: str | Media | Iterable[Text | Media], outputs: Collection[str], options: Options
+) -> EmbedRequest:
     names = {outputs} if isinstance(outputs, str) else set(outputs)
     unknown = sorted(names - {o.value for o in _VECTORS})
     if unknown or not names:
@@ -442,10 +483,44 @@ def _texts(texts: Iterable[str], field: str) -> tuple[str, ...]:
     return given
 
 
-def _inputs(texts: str | Iterable[Text]) -> tuple[str | IntArray, ...]:
-    if isinstance(texts, str):
+def _inputs(texts: str | Media | Iterable[Text | Media]) -> tuple[str | IntArray | Media, ...]:
+    if isinstance(texts, str | Media):
         return (texts,)
-    return tuple(text if isinstance(text, str) else _ids(text, i) for i, text in enumerate(texts))
+    return tuple(text if isinstance(text, str | Media) else _ids(text, i) for i, text in enumerate(texts))
+
+
+def _media(given: File | Iterable[File], modality: Modality) -> tuple[Media, ...]:
+    is_one = isinstance(given, str | bytes | PathLike) or _is_opened(given)
+    things: Iterable[Any] = (given,) if is_one else cast("Iterable[Any]", given)
+    return tuple(Media(modality, _file_bytes(thing, index)) for index, thing in enumerate(things))
+
+
+def _is_opened(thing: object) -> bool:
+    """Whether it is an image that Pillow opened, told without importing Pillow."""
+    return hasattr(thing, "save") and hasattr(thing, "convert")
+
+
+def _file_bytes(thing: Any, index: int) -> bytes:
+    """A file's bytes; a Pillow image becomes a PNG, which loses nothing."""
+    if isinstance(thing, bytes):
+        return thing
+    if _is_opened(thing):
+        file = io.BytesIO()
+        has_png = thing.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
+        (thing if has_png else thing.convert("RGB")).save(file, "PNG")
+        return file.getvalue()
+    if not isinstance(thing, str | PathLike):
+        raise InvalidInput(
+            f"input[{index}] is a {type(thing).__name__}; give a path, bytes or a Pillow image.",
+            param="input",
+            index=index,
+        )
+    try:
+        return Path(thing).read_bytes()
+    except OSError as error:
+        raise MediaError(
+            f"input[{index}]: {thing} cannot be read: {error.strerror}.", param="input", index=index
+        ) from None
 
 
 def _ids(ids: object, index: int) -> IntArray:
