@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hilbert.testing.models import tiny_model
+from hilbert.testing.towers import tiny_dual
 
 
 def odd_model(folder: Path) -> Path:
@@ -29,6 +30,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "sparse": lambda folder: tiny_model("bert", folder, head="splade"),
     "bge-m3": lambda folder: tiny_model("xlm-roberta", folder, head="m3"),
     "late interaction": lambda folder: tiny_model("bert", folder, head="colbert"),
+    "dual": lambda folder: tiny_dual("clip", folder, text={"max_position_embeddings": 128}),
     "static": lambda folder: tiny_model("static", folder),
     "other": odd_model,
 }

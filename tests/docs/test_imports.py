@@ -24,6 +24,7 @@ def modules_after(code: str) -> set[str]:
 
 
 HEAVY = {"torch", "transformers", "sentence_transformers", "huggingface_hub", "openvino", "rich", "requests"}
+HEAVY |= {"PIL", "soundfile", "soxr"}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,10 @@ HEAVY = {"torch", "transformers", "sentence_transformers", "huggingface_hub", "o
             "import hilbert.cli.authz, hilbert.cli.app",
             HEAVY - {"rich"} | {"starlette", "numpy", "orjson", "prometheus_client", "tokenizers", "msgspec"},
         ),
-        ("from hilbert.cli import main\nmain(['models', 'info', 'bundled'])", {"torch", "transformers"}),
+        (
+            "from hilbert.cli import main\nmain(['models', 'info', 'bundled'])",
+            {"torch", "transformers", "PIL"},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -12,8 +12,10 @@ from hilbert.core import (
     NormalizeModule,
     PoolingModule,
     SpladeModule,
+    TextProjectionModule,
     TokenVectorsModule,
     TokenWeightsModule,
+    Tower,
     tasks_of,
 )
 from hilbert.hub.artifacts import exported_of
@@ -35,6 +37,7 @@ def describe(spec: ModelSpec) -> str:
         ("chain", " → ".join(_module(module) for module in spec.modules) or "none"),
         ("normalized", "yes" if spec.normalize else "no"),
         ("dimensions", str(spec.dimensions)),
+        *([("towers", ", ".join(map(_tower, spec.towers)))] if spec.towers else []),
         ("tokens", "any number" if spec.max_model_len is None else f"at most {spec.max_model_len}"),
         ("similarity", spec.similarity),
         ("prompts", _prompts(spec)),
@@ -62,9 +65,14 @@ def _module(module: object) -> str:
         LayerNormModule: "layer norm",
         NormalizeModule: "normalize",
         SpladeModule: "SPLADE pooling",
+        TextProjectionModule: "text projection",
         TokenWeightsModule: "token weights",
     }
     return names.get(type(module), type(module).__name__)
+
+
+def _tower(tower: Tower) -> str:
+    return f"{tower.modality} {' x '.join(map(str, tower.shape))}, {tower.num_tokens} tokens"
 
 
 def _tasks(spec: ModelSpec) -> str:

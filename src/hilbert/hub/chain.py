@@ -19,6 +19,7 @@ from hilbert.core import (
     NormalizeModule,
     PoolingMode,
     PoolingModule,
+    TextProjectionModule,
 )
 from hilbert.errors import ModelError
 from hilbert.hub.files import read_json, read_object, safe_folder
@@ -170,7 +171,7 @@ def output_size(hidden_size: int, modules: Sequence[Module]) -> int:
         match module:
             case PoolingModule(modes=modes):
                 size *= len(modes)
-            case DenseModule(out_features=out_features):
+            case DenseModule(out_features=out_features) | TextProjectionModule(out_features=out_features):
                 size = out_features
             case _:
                 pass

@@ -14,12 +14,13 @@ ABSOLUTE_POSITIONS = frozenset({
     "albert", "bert", "big_bird", "convbert", "distilbert", "electra", "ernie", "funnel", "layoutlm",
     "layoutlmv2", "megatron-bert", "mobilebert", "nystromformer", "squeezebert", "yoso", "bert-generation",
     "rembert", "tapas", "roc_bert", "gpt2", "gpt_neo", "openai-gpt", "opt", "mra", "splinter",
-    "visual_bert",
+    "visual_bert", "clip_text_model", "siglip_text_model",
 })
 # Learned absolute positions counted from padding_idx + 1.
 OFFSET_POSITIONS = frozenset({
     "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "longformer",
     "data2vec-text", "ibert", "xmod", "luke", "mluke", "lilt", "layoutlmv3", "esm", "markuplm",
+    "clap_text_model",
 })
 # fmt: on
 # Padding ids of configurations that leave pad_token_id out: the defaults of transformers.

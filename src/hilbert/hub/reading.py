@@ -15,20 +15,25 @@ import msgspec
 
 from hilbert.core import (
     ClassifierModule,
+    Modality,
     ModelSpec,
     Module,
     MultivectorSpec,
+    NormalizeModule,
     PoolingMode,
     PoolingModule,
     SpladeModule,
     Task,
+    TextTower,
     TokenWeightsModule,
+    Tower,
 )
 from hilbert.errors import ModelError, ModelUnavailable
 from hilbert.hub import heads
 from hilbert.hub.chain import ModuleEntry, Unsupported, output_size, read_chain, read_entries
 from hilbert.hub.files import read_object, tensor_shapes
 from hilbert.hub.lengths import max_model_len
+from hilbert.hub.towers import is_dual, read_dual
 from hilbert.hub.weights import embedding_shape, graph_files, weight_files
 
 # The Transformer module's own file had a name per family once.
@@ -88,6 +93,9 @@ class _Draft:
     special_ids: tuple[int, ...] = ()
     multivector: MultivectorSpec | None = None
     prompts: dict[str, str] | None = None
+    family: str = ""
+    text_tower: TextTower | None = None
+    towers: tuple[Tower, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
     def leave_to_sentence_transformers(self, reason: str) -> None:
@@ -166,6 +174,17 @@ def _read_sentence_transformers(
     draft = _Draft(config=read_object(snapshot / first.folder / "config.json"), folder=first.folder)
     draft.settings = read_object(snapshot / "config_sentence_transformers.json")
     draft.remote_code = any(entry.name == "" for entry in entries)
+    if (
+        first.name in ("CLIPModel", "Transformer")
+        and is_dual(draft.config)
+        and _is_plain_dual(draft, snapshot)
+    ):
+        _read_dual(draft, snapshot)
+        try:
+            _append_chain(draft, snapshot, entries, trust_remote_code)
+        except Unsupported as unsupported:
+            draft.leave_to_sentence_transformers(str(unsupported))
+        return draft
     if first.name in ("Transformer", "MLMTransformer"):
         _read_transformer(draft, snapshot)
         if not draft.config:
@@ -179,6 +198,46 @@ def _read_sentence_transformers(
     except Unsupported as unsupported:
         draft.leave_to_sentence_transformers(str(unsupported))
     return draft
+
+
+def _is_plain_dual(draft: _Draft, snapshot: Path) -> bool:
+    """Whether each side of a dual model is asked for its own features, and nothing else."""
+    if draft.settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        return False
+    settings = read_object(snapshot / draft.folder / TRANSFORMER_CONFIGS[0])
+    modalities = settings.get("modality_config")
+    if not isinstance(modalities, dict):
+        return str(settings.get("transformer_task", "feature-extraction")) == "feature-extraction"
+    return all(
+        isinstance(way, dict)
+        and way.get("method") == f"get_{modality}_features"
+        and way.get("method_output_name") == "pooler_output"
+        for modality, way in modalities.items()
+    )
+
+
+def _read_dual(draft: _Draft, snapshot: Path) -> None:
+    """A model with a tower beside its text; both sides end in the same space."""
+    folder = snapshot / draft.folder
+    dual = read_dual(folder, draft.config)
+    draft.family = str(draft.config["model_type"])
+    draft.config, draft.modules, draft.normalize = dual.config, dual.modules, dual.normalize
+    draft.text_tower, draft.towers, draft.lower_case = dual.text, (dual.tower,), dual.lower_case
+    draft.max_seq_length = read_object(folder / TRANSFORMER_CONFIGS[0]).get("max_seq_length")
+
+
+def _append_chain(
+    draft: _Draft, snapshot: Path, entries: tuple[ModuleEntry, ...], trust_remote_code: bool
+) -> None:
+    """The modules that both sides of a dual model go through at the end."""
+    chain, normalize = read_chain(snapshot, entries[1:], trust_remote_code=trust_remote_code)
+    if any(isinstance(module, PoolingModule) for module in chain):
+        raise Unsupported("it pools what is one vector already")
+    if chain and draft.normalize:
+        chain = (NormalizeModule(), *chain)
+        draft.normalize = False
+    draft.modules += chain
+    draft.normalize = draft.normalize or normalize
 
 
 def _read_modules(
@@ -239,6 +298,9 @@ def _read_plain(snapshot: Path) -> _Draft:
     if config.get("model_type") == "model2vec":
         draft.kind, draft.config = "static", {}
         draft.normalize = bool(config.get("normalize", False))
+        return draft
+    if is_dual(config):
+        _read_dual(draft, snapshot)
         return draft
     if text_config(config) is not config:
         draft.leave_to_sentence_transformers("it takes more than text and has no modules.json")
@@ -345,7 +407,7 @@ def read_spec(
         digest="",
         kind=draft.kind,
         reason=draft.reason,
-        family=str(text.get("model_type", "")),
+        family=draft.family or str(text.get("model_type", "")),
         architecture=_architecture(draft.config),
         config=draft.config,
         transformer_folder=draft.folder,
@@ -369,4 +431,7 @@ def read_spec(
         truncate_dim=truncate_dim if isinstance(truncate_dim, int) and truncate_dim > 0 else None,
         special_ids=draft.special_ids,
         multivector=draft.multivector,
+        modalities=(Modality.TEXT, *(tower.modality for tower in draft.towers)),
+        towers=draft.towers,
+        text_tower=draft.text_tower,
     )

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from hilbert.core import ModelSpec
 from hilbert.errors import ModelError, UnsupportedArchitecture
 from hilbert.programs import attention
-from hilbert.programs.choose import plan
+from hilbert.programs.choose import plan, text_config
 from hilbert.programs.heads import Heads
 from hilbert.programs.layout import GroupedLayout
 from hilbert.programs.load import load_model
 from hilbert.programs.program import Body, GroupedGraph, PackedProgram, PaddedProgram
+from hilbert.programs.towers import TowerGraph, text_side, tower_graphs
 
 # Two programs that compute the same thing in float32 differ by rounding alone: 2e-6 at scale 1 was the
 # worst seen over all families (tests/parity); a wrong mask or position differs by more than 1e-2.
@@ -31,12 +32,13 @@ HALF_TOLERANCE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A checked program; `num_groups` is 1 for a padded one."""
+    """A checked program, and the towers beside it; `num_groups` is 1 for a padded one."""
 
     graph: GroupedGraph
     program: str
     reason: str
     num_parameters: int
+    towers: tuple[TowerGraph, ...] = ()
 
 
 def build(
@@ -80,9 +82,9 @@ def _packed(
     spec: ModelSpec, dtype: torch.dtype, num_groups: int, reason: str, remote: bool, device: str
 ) -> Built:
     model = load_model(spec, attention.NAME, dtype, remote)
-    if not getattr(type(model), "_supports_attention_backend", False):
+    transformer = _transformer(model, spec)
+    if not getattr(type(transformer), "_supports_attention_backend", False) and not spec.towers:
         raise UnsupportedArchitecture(f"{type(model).__name__} has attention code of its own")
-    transformer = _transformer(model)
     heads = Heads(spec, model)  # takes the transformer out of a model that has a head of its own
     body = Body(transformer, spec)
     program = PackedProgram(body, heads)
@@ -95,7 +97,7 @@ def _packed(
     switch(_own_attention(model))
     _compare(ours, _reference(graph, _probes(spec)), dtype)
     switch(attention.NAME)
-    return Built(graph, "packed", reason, _num_parameters(model))
+    return Built(graph, "packed", reason, _num_parameters(model), _towers(spec, model, heads, device))
 
 
 def _padded(spec: ModelSpec, dtype: torch.dtype, reason: str, remote: bool, device: str) -> Built:
@@ -103,7 +105,7 @@ def _padded(spec: ModelSpec, dtype: torch.dtype, reason: str, remote: bool, devi
         model = load_model(spec, "sdpa", dtype, remote)
     except UnsupportedArchitecture:
         model = load_model(spec, "eager", dtype, remote)
-    transformer = _transformer(model)
+    transformer = _transformer(model, spec)
     heads = Heads(spec, model)
     graph = GroupedGraph(PaddedProgram(Body(transformer, spec), heads), 1, _skips(spec)).to(device)
     try:
@@ -115,11 +117,19 @@ def _padded(spec: ModelSpec, dtype: torch.dtype, reason: str, remote: bool, devi
             f"{spec.model_id}: neither a packed nor a padded program computes what the model computes "
             f"({type(error).__name__}: {error})"
         ) from error
-    return Built(graph, "padded", reason, _num_parameters(model))
+    return Built(graph, "padded", reason, _num_parameters(model), _towers(spec, model, heads, device))
 
 
-def _transformer(model: nn.Module) -> nn.Module:
+def _towers(spec: ModelSpec, model: nn.Module, heads: Heads, device: str) -> tuple[TowerGraph, ...]:
+    if not spec.towers:
+        return ()
+    return tuple(graph.to(device).eval() for graph in tower_graphs(spec, model, heads.chain()))
+
+
+def _transformer(model: nn.Module, spec: ModelSpec) -> nn.Module:
     """The part of a model that its head runs on; the model itself where it has no head."""
+    if spec.towers:
+        return text_side(model)
     inner = getattr(model, str(model.base_model_prefix), None)
     return inner if isinstance(inner, nn.Module) else model
 
@@ -143,7 +153,7 @@ def _probes(spec: ModelSpec) -> list[np.ndarray]:
     lengths = sorted({1, 2, min(9, longest), min(23, longest), min(24, longest), longest})
     probes = [random.integers(0, spec.vocab_size, n).astype(np.int32) for n in lengths]
     # RoBERTa's own code gives the padding id no position, wherever it stands; no text holds it.
-    padding = spec.config.get("pad_token_id")
+    padding = text_config(spec).get("pad_token_id")
     return [np.where(p == padding, (p + 1) % spec.vocab_size, p).astype(np.int32) for p in probes]
 
 

@@ -7,7 +7,7 @@ the artifact records what was taken and why.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from hilbert.core import ClassifierModule, ModelSpec, TokenVectorsModule
 
@@ -24,6 +24,8 @@ PACKED_FAMILIES = frozenset(
     {
         "bert",
         "camembert",
+        "clap",
+        "clip",
         "distilbert",
         "electra",
         "gemma3_text",
@@ -33,6 +35,7 @@ PACKED_FAMILIES = frozenset(
         "qwen2",
         "qwen3",
         "roberta",
+        "siglip",
         "xlm-roberta",
     }
 )
@@ -51,7 +54,7 @@ PADDED_FAMILIES = {
 CTRANSLATE2_FAMILIES = frozenset({"bert", "camembert", "distilbert", "roberta", "xlm-roberta"})
 
 # Families whose learned positions start behind the padding id.
-OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
+OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "clap"})
 
 
 def plan(spec: ModelSpec) -> tuple[Program, str]:
@@ -94,11 +97,18 @@ def token_dimensions(spec: ModelSpec) -> int:
     for module in spec.modules:
         if isinstance(module, TokenVectorsModule):
             return module.dimension
-    return spec.hidden_size if spec.pooling is not None and spec.kind == "transformer" else 0
+    has_tokens = spec.pooling is not None and spec.kind == "transformer" and not spec.towers
+    return spec.hidden_size if has_tokens else 0
+
+
+def text_config(spec: ModelSpec) -> dict[str, Any]:
+    """The configuration of a dual model's text side; of other models all of it."""
+    config: dict[str, Any] = spec.config["text_config"] if spec.towers else spec.config
+    return config
 
 
 def position_offset(spec: ModelSpec) -> int:
     """What is added to positions counted from 0 before the model sees them."""
     if spec.family not in OFFSET_POSITIONS:
         return 0
-    return int(spec.config.get("pad_token_id", 1)) + 1
+    return int(text_config(spec).get("pad_token_id", 1)) + 1

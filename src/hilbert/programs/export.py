@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from hilbert.core import ModelSpec
+from hilbert.core import ModelSpec, Tower
 from hilbert.errors import ModelError, UnsupportedArchitecture
 from hilbert.lifetime import die_with
 from hilbert.programs.choose import PROGRAM_VERSION, Target, token_dimensions, trailing_id, unseen_id
 
 if TYPE_CHECKING:
     from hilbert.programs.program import GroupedGraph
+    from hilbert.programs.towers import TowerGraph
 
 GRAPH = "model.xml"
 ONNX_GRAPH = "model.onnx"
@@ -36,6 +37,9 @@ ONNX_OPSET = 20
 # Above this a model is loaded and traced in bf16: half the memory, and its file need not pass through
 # float16. Below, float32 weights rounded to float16 keep more of small models (bench/LOG.md).
 BF16_TRACE_PARAMETERS = 250_000_000
+
+# Convolutions sum in another order than torch's; a frozen shape differs by more than 1e-2.
+TOWER_TOLERANCE = 1e-3
 
 
 class ExportOrder(msgspec.Struct, frozen=True):
@@ -77,6 +81,7 @@ def export(order: ExportOrder) -> dict[str, Any]:
         versions = _write_onnx(built.graph.eval(), order)
     else:
         versions = _write_openvino(built.graph.eval(), order, half, large)
+        _write_towers(built.towers, order, half)
     return {
         **versions,
         "program": built.program,
@@ -99,6 +104,9 @@ def _facts(order: ExportOrder) -> dict[str, Any]:
         "special_ids": spec.special_ids,
         "trailing_id": trailing_id(spec),
         "unseen_id": unseen_id(spec),
+        "towers": [
+            {"modality": t.modality.value, "file": tower_file(t), "shape": t.shape} for t in spec.towers
+        ],
         "program_version": PROGRAM_VERSION,
     }
 
@@ -226,6 +234,53 @@ def _write_onnx(graph: GroupedGraph, order: ExportOrder) -> dict[str, str]:
 
     check_traced(graph, spec, run)
     return {"torch": torch.__version__}
+
+
+def _write_towers(towers: tuple[TowerGraph, ...], order: ExportOrder, half: bool) -> None:
+    """A graph for each tower, beside that of the text; never in 8 bits."""
+    import openvino as ov
+
+    for graph in towers:
+        traced = _trace_tower(order.spec, graph.float())
+        ov.save_model(traced, Path(order.folder) / tower_file(graph.tower), compress_to_fp16=half)
+
+
+def tower_file(tower: Tower) -> str:
+    """Name of a tower's graph, beside that of the text."""
+    return f"{tower.modality.value}.xml"
+
+
+def _trace_tower(spec: ModelSpec, graph: Any) -> Any:
+    """The OpenVINO graph of a tower, for any number of inputs.
+
+    Raises:
+        UnsupportedArchitecture: it cannot be traced, or another number of inputs gives other vectors.
+    """
+    import openvino as ov
+    import torch
+
+    shape = graph.tower.shape
+    random = torch.Generator().manual_seed(5)
+    try:
+        with torch.no_grad():
+            model = ov.convert_model(graph, example_input=(torch.randn((2, *shape), generator=random),))
+    except Exception as error:  # the converter raises whatever it meets
+        raise UnsupportedArchitecture(
+            f"{spec.model_id}: its {graph.tower.modality} tower cannot be traced ({error})"
+        ) from error
+    model.reshape({model.inputs[0]: ov.PartialShape([-1, *shape])})
+    probe = torch.randn((3, *shape), generator=random)
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    traced = compiled([probe.numpy()])[0]
+    with torch.no_grad():
+        own = graph(probe).numpy()
+    worst, scale = float(np.abs(traced - own).max()), max(1.0, float(np.abs(own).max()))
+    if not worst <= TOWER_TOLERANCE * scale:
+        raise UnsupportedArchitecture(
+            f"{spec.model_id}: the traced {graph.tower.modality} tower differs from the model's own by "
+            f"{worst:.1e} at scale {scale:.1f}"
+        )
+    return model
 
 
 def _num_parameters(spec: ModelSpec) -> int:

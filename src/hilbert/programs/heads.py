@@ -31,12 +31,14 @@ from hilbert.core import (
     PoolingMode,
     PoolingModule,
     SpladeModule,
+    TextProjectionModule,
     TokenVectorsModule,
     TokenWeightsModule,
 )
 from hilbert.errors import UnsupportedArchitecture, WeightMismatch
 from hilbert.programs.layout import Layout
 from hilbert.programs.load import load_pickle, load_tensors
+from hilbert.programs.towers import TextProjection
 
 # Columns of the vocabulary that are computed together: 2048 tokens then take 34 MB.
 VOCABULARY_SLICE = 4096
@@ -65,18 +67,20 @@ def pool(hidden_states: Tensor, layout: Layout, mode: PoolingMode) -> Tensor:
 class DenseHead(nn.Module):
     """Pooling and the modules after it."""
 
-    def __init__(self, spec: ModelSpec, pooling: PoolingModule) -> None:
+    def __init__(self, spec: ModelSpec, pooling: PoolingModule, projection: nn.Module | None = None) -> None:
+        """Load the modules; `projection` is a dual model's own, right after the pooling."""
         super().__init__()
         self.pooling = pooling
         after = [m for m in spec.modules if isinstance(m, DenseModule | LayerNormModule | NormalizeModule)]
-        self.chain = nn.ModuleList(_module(spec, m) for m in after)
+        self.projection = projection
+        self.chain = nn.Sequential(*(_module(spec, m) for m in after))
 
     def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
         """``[T, D]`` → ``[B, E]``."""
         rows = torch.cat([pool(hidden_states, layout, mode) for mode in self.pooling.modes], dim=-1)
-        for module in self.chain:
-            rows = module(rows)
-        return rows
+        if self.projection is not None:
+            rows = self.projection(rows)
+        return self.chain(rows)  # type: ignore[no-any-return]  # module call is Any
 
 
 class TokenHead(nn.Module):
@@ -218,7 +222,8 @@ class Heads(nn.Module):
         super().__init__()
         heads: dict[str, nn.Module] = {}
         if spec.pooling is not None:
-            heads["dense"] = DenseHead(spec, spec.pooling)
+            own = any(isinstance(module, TextProjectionModule) for module in spec.modules)
+            heads["dense"] = DenseHead(spec, spec.pooling, TextProjection(model) if own else None)
         for module in spec.modules:
             if isinstance(module, ClassifierModule):
                 heads["logits"] = ClassifierHead(model, spec)
@@ -228,12 +233,21 @@ class Heads(nn.Module):
                 heads["token_weights"] = TokenWeightHead(spec, module)
             elif isinstance(module, TokenVectorsModule):
                 heads["tokens"] = TokenHead(spec, module)
-        if "dense" in heads and "tokens" not in heads:
+        if "dense" in heads and "tokens" not in heads and not spec.towers:
             heads["tokens"] = TokenHead(spec, None)
         if not heads:
             raise UnsupportedArchitecture(f"{spec.model_id}: its modules make no output that is served")
         self.names = tuple(heads)
         self.heads = nn.ModuleList(heads.values())
+
+    def chain(self) -> nn.Module:
+        """The repository's modules behind a dense vector; the towers of a dual model go through them, too.
+
+        No property: the converter to OpenVINO reads every property of a module.
+        """
+        dense = self.heads[self.names.index("dense")]
+        assert isinstance(dense, DenseHead)
+        return dense.chain
 
     def forward(self, hidden_states: Tensor, layout: Layout) -> tuple[Tensor, ...]:
         """``[T, D]`` → the outputs, in the order of `names`."""

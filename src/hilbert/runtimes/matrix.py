@@ -19,7 +19,7 @@ from hilbert.core import (
 from hilbert.errors import UnsupportedArchitecture
 from hilbert.programs.choose import CTRANSLATE2_FAMILIES
 
-Kind = Literal["embedder", "cross-encoder", "sparse", "bge-m3", "late interaction", "static", "other"]
+Kind = Literal["embedder", "cross-encoder", "sparse", "bge-m3", "late interaction", "dual", "static", "other"]
 ENGINES = ("openvino", "torch", "onnx", "ctranslate2")
 Outputs = frozenset[OutputType]
 
@@ -50,6 +50,10 @@ MATRIX: dict[Kind, tuple[str, dict[str, Outputs]]] = {
         "late interaction (ColBERT)",
         dict.fromkeys(ENGINES[:3], frozenset({OutputType.MULTIVECTOR})) | {"ctranslate2": _NONE},
     ),
+    "dual": (
+        "text beside images or sounds (CLIP, SigLIP, CLAP)",
+        {"openvino": _DENSE, "torch": _DENSE, "onnx": _NONE, "ctranslate2": _NONE},
+    ),
     "static": ("static embeddings", dict.fromkeys(ENGINES, _DENSE)),
     "other": (
         "anything else that sentence-transformers loads",
@@ -62,6 +66,8 @@ def kind_of(spec: ModelSpec) -> Kind:
     """The row of the table that a model belongs to."""
     if spec.kind != "transformer":
         return "static" if spec.kind == "static" else "other"
+    if spec.towers:
+        return "dual"
     modules = {type(module) for module in spec.modules}
     if ClassifierModule in modules:
         return "cross-encoder"

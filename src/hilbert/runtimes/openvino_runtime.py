@@ -19,6 +19,7 @@ from hilbert.hub.artifacts import ArtifactStore, is_intact, publish, read_manife
 from hilbert.runtimes import ov, tracing
 from hilbert.runtimes.base import RuntimeSettings
 from hilbert.runtimes.packing import PackedBatch
+from hilbert.runtimes.towers import Stack
 from hilbert.runtimes.traced import Prepared, TracedBatches, find_or_trace, key_of, read_program
 
 # Compiled shapes that OpenVINO keeps; beyond it a shape costs 1.7 ms again, and memory stays flat.
@@ -72,6 +73,8 @@ _DESCRIPTIONS = (
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
     "modules.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 
 
@@ -136,13 +139,20 @@ class OpenVinoRuntime:
         program = read_program(folder)
         self._batches = TracedBatches(program)
         is_cached = cache is not None and any(cache.glob("*.blob"))
-        self._compiled = ov.compile_graph(folder / "model.xml", _config(cache, settings, dtype))
+        config = _config(cache, settings, dtype)
+        self._compiled = ov.compile_graph(folder / "model.xml", config)
+        self._towers = {
+            tower.modality: ov.compile_graph(folder / tower.file, config).create_infer_request()
+            for tower in program.towers
+        }
         if cache is not None and not is_cached:
             seal(cache)
         self._request = self._compiled.create_infer_request()
         self.info = program.info("openvino", "cpu", dtype)
         probe = Batch((Sequence(0, 0, np.zeros(1, np.int32)),))
         ov.first_inference(self._request, self._batches.feed(self.prepare(probe).parts[0]))
+        for tower in program.towers:
+            ov.first_inference(self._towers[tower.modality], [np.zeros((1, *tower.shape), np.float32)])
 
     def prepare(self, batch: Batch) -> Prepared:
         """See `Runtime.prepare`."""
@@ -156,23 +166,24 @@ class OpenVinoRuntime:
                 such processes crashed, and some returned wrong vectors without a word (bench/LOG.md). A
                 fresh worker runs the requests again, one at a time.
         """
-        return self._batches.run(prepared, self._infer)
+        return self._batches.run(prepared, self._infer, self._infer_tower)
+
+    def _infer_tower(self, stack: Stack) -> np.ndarray:
+        request = self._towers[stack.modality]
+        _infer(request, [stack.features], f"{len(stack.places)} inputs of the {stack.modality} tower")
+        rows: np.ndarray = request.get_output_tensor(0).data
+        return rows
 
     def _infer(self, part: PackedBatch, wanted: list[int]) -> list[np.ndarray]:
-        try:
-            self._request.infer(self._batches.feed(part), share_inputs=True)
-        except MemoryError as error:
-            raise WorkerLost(_no_memory(part)) from error
-        except RuntimeError as error:
-            if "alloc" in str(error).lower():
-                raise WorkerLost(_no_memory(part)) from error
-            raise EngineError(f"openvino: {str(error).strip().splitlines()[-1]}") from error
+        what = f"{len(part.order)} sequences, {int(part.lengths.sum())} tokens,"
+        _infer(self._request, self._batches.feed(part), what)
         return [self._request.get_output_tensor(i).data for i in wanted]
 
     def close(self) -> None:
         """Release the graph and its memory."""
         del self._request
         del self._compiled
+        self._towers.clear()
 
 
 def _config(cache: Path | None, settings: RuntimeSettings, dtype: str) -> dict[str, Any]:
@@ -196,7 +207,13 @@ def _config(cache: Path | None, settings: RuntimeSettings, dtype: str) -> dict[s
     return config
 
 
-def _no_memory(part: PackedBatch) -> str:
-    return (
-        f"a batch of {len(part.order)} sequences, {int(part.lengths.sum())} tokens, does not fit into memory"
-    )
+def _infer(request: Any, inputs: list[Any], what: str) -> None:
+    """Run a graph; see `OpenVinoRuntime.run` for what is raised."""
+    try:
+        request.infer(inputs, share_inputs=True)
+    except MemoryError as error:
+        raise WorkerLost(f"a batch of {what} does not fit into memory") from error
+    except RuntimeError as error:
+        if "alloc" in str(error).lower():
+            raise WorkerLost(f"a batch of {what} does not fit into memory") from error
+        raise EngineError(f"openvino: {str(error).strip().splitlines()[-1]}") from error

@@ -13,7 +13,7 @@ import numpy as np
 
 from hilbert.core import BatchOutput, OutputType, SparseVector
 from hilbert.core.request import FloatArray
-from hilbert.runtimes.packing import PackedBatch
+from hilbert.runtimes.packing import IndexArray, PackedBatch
 
 # What a program's output is served as.
 SERVED_AS = {
@@ -62,7 +62,9 @@ class OutputBuilder:
             kind = SERVED_AS[name]
             if kind not in self._wanted:
                 continue
-            if kind in (OutputType.DENSE, OutputType.LOGITS):
+            if kind is OutputType.DENSE:
+                self.add_dense(part.order, rows[:num])
+            elif kind is OutputType.LOGITS:
                 if kind not in self._rows:
                     self._rows[kind] = np.empty((self._num_sequences, rows.shape[1]), np.float32)
                 self._rows[kind][part.order] = rows[:num]
@@ -77,6 +79,13 @@ class OutputBuilder:
                         self._multivector[place] = np.array(rows[start:end], np.float32)
                     else:
                         self._sparse[place] = self._lexical(part.input_ids[start:end], rows[start:end])
+
+    def add_dense(self, places: IndexArray, rows: FloatArray) -> None:
+        """Take dense rows for these places of the batch; they are copied."""
+        kind = OutputType.DENSE
+        if kind not in self._rows:
+            self._rows[kind] = np.empty((self._num_sequences, rows.shape[1]), np.float32)
+        self._rows[kind][places] = rows
 
     def finish(self) -> BatchOutput:
         """The batch's output, every sequence in its place."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hilbert.config.machine import available_threads
-from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType
+from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
 from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture, WorkerLost
 from hilbert.programs.build import Built, build
 from hilbert.programs.choose import token_dimensions, trailing_id, unseen_id
@@ -30,6 +30,7 @@ from hilbert.runtimes.base import (
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
 from hilbert.runtimes.torch_quantized import FP8_CAPABILITY, quantize_linears
+from hilbert.runtimes.towers import Stack, placed, take_apart
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EIGHT_BITS = ("int8", "fp8")
@@ -124,7 +125,9 @@ class _Prepared:
     """What is asked for, and the runs of the program that answer it."""
 
     outputs: frozenset[OutputType]
+    num_sequences: int
     feeds: list[_Feed]
+    stacks: list[tuple[Stack, Tensor]]
 
 
 class TorchRuntime:
@@ -136,6 +139,7 @@ class TorchRuntime:
         self, spec: ModelSpec, built: Built, device: str, dtype: torch.dtype, eight_bits: str = ""
     ) -> None:
         self._graph = built.graph.eval()
+        self._towers = {graph.tower.modality: graph for graph in built.towers}
         self._device = torch.device(device)
         self._padded = built.program == "padded"
         self._varlen = (
@@ -164,22 +168,26 @@ class TorchRuntime:
 
     def prepare(self, batch: Batch) -> _Prepared:
         """Host tensors, in page-locked memory for a GPU."""
-        groups = 1 if self._varlen else self._graph.num_groups
-        sequences = without_trailing(batch.sequences, self._trailing_id)
-        parts = (
-            pack_groups(sequences, self._unseen_id)
-            if self._padded
-            else [pack(sequences, groups, self._unseen_id)]
+        places, texts, stacks = take_apart(batch.sequences, self._towers)
+        parts = self._parts(texts) if texts else []
+        if stacks:
+            parts = placed(parts, places)
+        return _Prepared(
+            batch.outputs,
+            len(batch.sequences),
+            [self._feed(part) for part in parts],
+            [(stack, self._host(stack.features)) for stack in stacks],
         )
-        return _Prepared(batch.outputs, [self._feed(part) for part in parts])
 
     def run(self, prepared: _Prepared) -> BatchOutput:
         """See `Runtime.run`."""
-        num_sequences = sum(len(feed.part.order) for feed in prepared.feeds)
-        builder = OutputBuilder(num_sequences, prepared.outputs, self._special_ids)
+        builder = OutputBuilder(prepared.num_sequences, prepared.outputs, self._special_ids)
         names = self._graph.program.heads.names
         try:
             with torch.inference_mode():
+                for stack, features in prepared.stacks:
+                    rows = self._towers[stack.modality](features.to(self._device, non_blocking=True))
+                    builder.add_dense(stack.places, rows.float().cpu().numpy())
                 for feed in prepared.feeds:
                     outputs = zip(names, self._outputs(feed), strict=True)
                     wanted = {n: rows for n, rows in outputs if SERVED_AS[n] in prepared.outputs}
@@ -198,8 +206,15 @@ class TorchRuntime:
     def close(self) -> None:
         """Release the weights and the device's cached memory."""
         del self._graph
+        self._towers.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _parts(self, texts: tuple[Sequence, ...]) -> list[PackedBatch]:
+        sequences = without_trailing(texts, self._trailing_id)
+        if self._padded:
+            return pack_groups(sequences, self._unseen_id)
+        return [pack(sequences, 1 if self._varlen else self._graph.num_groups, self._unseen_id)]
 
     def _feed(self, part: PackedBatch) -> _Feed:
         if self._varlen:

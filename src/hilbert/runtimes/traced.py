@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType
+from hilbert.core import Batch, BatchOutput, Modality, ModelSpec, OutputType, Sequence
 from hilbert.core.request import IntArray
 from hilbert.errors import WeightMismatch
 from hilbert.hub.artifacts import ArtifactStore, cpu_isa, fingerprint, read_manifest
@@ -21,9 +21,22 @@ from hilbert.runtimes import tracing
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
+from hilbert.runtimes.towers import Stack, placed, take_apart
 
 # Runs the graph on one part; returns the outputs with these numbers, rows in packed order.
 Infer = Callable[[PackedBatch, list[int]], list[np.ndarray]]
+
+
+# Runs a tower on one stack; returns dense rows.
+InferTower = Callable[[Stack], np.ndarray]
+
+
+class TowerProgram(msgspec.Struct, frozen=True):
+    """A graph beside the main one: features ``[n, *shape]`` in, dense rows out."""
+
+    modality: Modality
+    file: str
+    shape: tuple[int, ...]
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -41,6 +54,7 @@ class Program(msgspec.Struct, frozen=True):
     special_ids: tuple[int, ...] = ()
     trailing_id: int | None = None
     unseen_id: int | None = None
+    towers: tuple[TowerProgram, ...] = ()
 
     @property
     def takes_skips(self) -> bool:
@@ -116,7 +130,9 @@ class Prepared:
     """What is asked for, and the runs of the graph that answer it."""
 
     outputs: frozenset[OutputType]
+    num_sequences: int
     parts: list[PackedBatch]
+    stacks: list[Stack]
 
 
 class TracedBatches:
@@ -125,14 +141,22 @@ class TracedBatches:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._takes_skips = program.takes_skips
+        self._modalities = frozenset(tower.modality for tower in program.towers)
 
     def prepare(self, batch: Batch) -> Prepared:
-        """One packed batch, or one per length group for a padded graph."""
+        """One packed batch, or one per length group for a padded graph; images and sounds stacked."""
+        places, texts, stacks = take_apart(batch.sequences, self._modalities)
+        parts = self._parts(texts) if texts else []
+        if stacks:
+            parts = placed(parts, places)
+        return Prepared(batch.outputs, len(batch.sequences), parts, stacks)
+
+    def _parts(self, texts: tuple[Sequence, ...]) -> list[PackedBatch]:
         program = self._program
-        sequences = without_trailing(batch.sequences, program.trailing_id)
+        sequences = without_trailing(texts, program.trailing_id)
         if program.program == "padded":
-            return Prepared(batch.outputs, pack_groups(sequences, program.unseen_id))
-        return Prepared(batch.outputs, [pack(sequences, program.num_groups, program.unseen_id)])
+            return pack_groups(sequences, program.unseen_id)
+        return [pack(sequences, program.num_groups, program.unseen_id)]
 
     def feed(self, part: PackedBatch) -> list[IntArray]:
         """The graph's inputs, in its order."""
@@ -146,12 +170,14 @@ class TracedBatches:
             *(part.group_skips if self._takes_skips else ()),
         ]
 
-    def run(self, prepared: Prepared, infer: Infer) -> BatchOutput:
+    def run(self, prepared: Prepared, infer: Infer, infer_tower: InferTower | None = None) -> BatchOutput:
         """Run every part and put the rows that were asked for into the batch's order."""
         names = self._program.outputs
         wanted = [i for i, name in enumerate(names) if SERVED_AS[name] in prepared.outputs]
-        num_sequences = sum(len(part.order) for part in prepared.parts)
-        builder = OutputBuilder(num_sequences, prepared.outputs, self._program.special_ids)
+        builder = OutputBuilder(prepared.num_sequences, prepared.outputs, self._program.special_ids)
+        for stack in prepared.stacks:
+            assert infer_tower is not None, "a program without towers makes no stacks"
+            builder.add_dense(stack.places, infer_tower(stack))
         for part in prepared.parts:
             rows = infer(part, wanted)
             builder.add(part, {names[i]: array for i, array in zip(wanted, rows, strict=True)})

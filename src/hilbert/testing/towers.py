@@ -1,0 +1,226 @@
+"""Tiny random dual models: CLIP, SigLIP and CLAP folders that transformers and Hilbert both load.
+
+Beside what `models` writes for text there is a tower and a preprocessor_config.json as the hub's
+repositories have it. torch and transformers are imported inside the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hilbert.testing.models import Dense, Family, _randomise, _save_dense, _save_tokenizer, _write
+from hilbert.testing.vocabularies import byte_fallback_bpe, byte_level_bpe, unigram
+
+IMAGE_SIZE = 32
+HIDDEN_SIZE = 64
+PROJECTION = 48
+
+_SHARED = {"hidden_size": HIDDEN_SIZE, "num_hidden_layers": 2, "num_attention_heads": 4}
+_WIDE = {**_SHARED, "intermediate_size": 2 * HIDDEN_SIZE}
+_VISION = {**_WIDE, "image_size": IMAGE_SIZE, "patch_size": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How a dual model is made.
+
+    Attributes:
+        text: how its tokenizer is made and configured.
+        parts: the values of config.json, given the size of the vocabulary.
+        preprocessor: preprocessor_config.json.
+        length: `model_max_length` of the tokenizer.
+    """
+
+    text: Family
+    parts: Callable[[int], dict[str, Any]]
+    preprocessor: Mapping[str, Any]
+    length: int
+
+
+def _clip(vocab_size: int) -> dict[str, Any]:
+    text = {**_WIDE, "vocab_size": vocab_size, "max_position_embeddings": 24, "eos_token_id": 1}
+    return {"text_config": text, "vision_config": _VISION, "projection_dim": PROJECTION}
+
+
+def _siglip(vocab_size: int) -> dict[str, Any]:
+    text = {**_WIDE, "vocab_size": vocab_size, "max_position_embeddings": 16, "projection_size": PROJECTION}
+    return {"text_config": text, "vision_config": _VISION | {"hidden_size": PROJECTION}}
+
+
+def _clap(vocab_size: int) -> dict[str, Any]:
+    text = {**_WIDE, "vocab_size": vocab_size, "max_position_embeddings": 34, "projection_dim": PROJECTION}
+    audio = {
+        "spec_size": 64,
+        "num_mel_bins": 64,
+        "patch_embeds_hidden_size": 16,
+        "depths": [2, 2],
+        "num_attention_heads": [2, 4],
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "projection_dim": PROJECTION,
+    }
+    return {"text_config": text, "audio_config": audio, "projection_dim": PROJECTION}
+
+
+_CLIP_IMAGES = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"shortest_edge": IMAGE_SIZE},
+    "processor_class": "CLIPProcessor",
+}
+_SIGLIP_IMAGES = {
+    "image_processor_type": "SiglipImageProcessor",
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "processor_class": "SiglipProcessor",
+}
+_CLAP_SOUNDS = {
+    "feature_extractor_type": "ClapFeatureExtractor",
+    "feature_size": 64,
+    "sampling_rate": 8000,
+    "hop_length": 128,
+    "fft_window_size": 1024,
+    "max_length_s": 1,
+    "frequency_min": 0,
+    "frequency_max": 4000,
+    "padding": "repeatpad",
+    "truncation": "rand_trunc",
+    "padding_value": 0.0,
+    "return_attention_mask": False,
+    "processor_class": "ClapProcessor",
+}
+_ROBERTA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+RECIPES: dict[str, _Recipe] = {
+    "clip": _Recipe(
+        Family(
+            {},
+            partial(byte_level_bpe, ["<start>", "<end>"], ["<start>"], ["<end>"]),
+            {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<end>"},
+        ),
+        _clip,
+        _CLIP_IMAGES,
+        24,
+    ),
+    "siglip": _Recipe(
+        Family(
+            {},
+            partial(byte_fallback_bpe, ["<pad>", "</s>", "<unk>"], [], ["</s>"]),
+            {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+        ),
+        _siglip,
+        _SIGLIP_IMAGES,
+        16,
+    ),
+    "clap": _Recipe(
+        Family(
+            {},
+            partial(unigram, ["<s>", "<pad>", "</s>", "<unk>"], ["<s>"], ["</s>"], "<unk>"),
+            _ROBERTA_TOKENS,
+        ),
+        _clap,
+        _CLAP_SOUNDS,
+        32,
+    ),
+}
+
+
+def tiny_dual(
+    family: str,
+    folder: str | Path,
+    *,
+    layout: str = "plain",
+    seed: int = 0,
+    is_fused: bool = False,
+    text: Mapping[str, Any] | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a tiny random dual model and return its folder.
+
+    Images of 32 x 32 in patches of 8, sounds of one second at 8 kHz, vectors of 48 numbers.
+
+    Args:
+        family: a key of `RECIPES`: ``"clip"``, ``"siglip"`` or ``"clap"``.
+        folder: where to write; made if it is not there.
+        layout: ``"plain"``; ``"clip-module"``: as sentence-transformers' CLIPModel module saved it;
+            ``"transformer"``: as sentence-transformers 6 saves it, with a Dense layer to 24 numbers and a
+            Normalize behind.
+        seed: of all weights.
+        is_fused: CLAP with fusion of four spectrograms.
+        text: values of `text_config`.
+        preprocessor: values of preprocessor_config.json.
+    Raises:
+        KeyError: the family is unknown.
+    """
+    import torch
+    import transformers
+
+    folder, recipe = Path(folder), RECIPES[family]
+    inner = folder / "0_CLIPModel" if layout == "clip-module" else folder
+    inner.mkdir(parents=True, exist_ok=True)
+    tokenizer = recipe.text.tokenizer()
+    parts = recipe.parts(tokenizer.get_vocab_size())
+    parts["text_config"] = {**parts["text_config"], **(text or {})}
+    settings = {**recipe.preprocessor, **(preprocessor or {})}
+    if is_fused:
+        parts["audio_config"] |= {"enable_fusion": True, "fusion_type": "aff_2d", "aff_block_r": 2}
+        settings["truncation"] = "fusion"
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(family, **parts))  # type: ignore[no-untyped-call]  # untyped there
+    model = model.to(torch.float32).eval()
+    _randomise(model, torch.Generator().manual_seed(seed), is_centred_at_zero=False)
+    model.save_pretrained(inner)
+    _save_tokenizer(inner, tokenizer, recipe.text, recipe.length)
+    _write(inner / "preprocessor_config.json", settings)
+    if layout == "clip-module":
+        _write_modules(folder, [("0_CLIPModel", "sentence_transformers.models.CLIPModel")])
+    elif layout == "transformer":
+        _write_transformer(folder, family, seed)
+    return folder
+
+
+def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
+    listed = [{"idx": i, "name": str(i), "path": p, "type": t} for i, (p, t) in enumerate(modules)]
+    _write(folder / "modules.json", listed)
+    versions = {"sentence_transformers": "6.2.0", "transformers": "5.23.0", "pytorch": "2.13.0"}
+    _write(
+        folder / "config_sentence_transformers.json",
+        {"__version__": versions, "prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
+
+
+def _write_transformer(folder: Path, family: str, seed: int) -> None:
+    other = "audio" if family == "clap" else "image"
+    _write(
+        folder / "sentence_bert_config.json",
+        {
+            "transformer_task": "feature-extraction",
+            "modality_config": {
+                modality: {"method": f"get_{modality}_features", "method_output_name": "pooler_output"}
+                for modality in ("text", other)
+            },
+            "module_output_name": "sentence_embedding",
+        },
+    )
+    base = "sentence_transformers.base.modules"
+    _save_dense(folder / "1_Dense", Dense(24), PROJECTION, seed)
+    names = [("", f"{base}.transformer.Transformer"), ("1_Dense", f"{base}.dense.Dense")]
+    _write_modules(folder, [*names, ("2_Normalize", f"{base}.normalize.Normalize")])
