@@ -55,12 +55,12 @@ class Gate:
         try:
             key = self._keys.identify(call.headers)
         except Unauthorized as error:
-            log_verdict(error.status, client, "", call.method, call.path)
+            log_verdict(error.status, client, "", call.method, call.prefix + call.path)
             raise
         permit = self._admit(call, key, client) if self._limiter is not None else None
         call.key = key
         if key is not ANONYMOUS:
-            log_verdict(204, client, key.label, call.method, call.path)
+            log_verdict(204, client, key.label, call.method, call.prefix + call.path)
         return Visit(key, permit)
 
     def leave(self, visit: Visit, call: Call) -> None:
@@ -77,5 +77,5 @@ class Gate:
             return self._limiter.enter(caller, key.limits)
         except RateLimited as error:
             call.reply_headers = self._limiter.standing_of(caller, key.limits)
-            log_verdict(error.status, client, key.label, call.method, call.path)
+            log_verdict(error.status, client, key.label, call.method, call.prefix + call.path)
             raise
