@@ -158,7 +158,10 @@ class LocalFleet:
         info = runtime.info
         engine = Engine(
             runtime,
-            Scheduler(model.max_batch_tokens or info.max_batch_tokens, model.max_batch_requests),
+            Scheduler(
+                model.max_batch_tokens or info.max_batch_tokens,
+                model.max_batch_requests or info.max_batch_sequences,
+            ),
             self._devices.setdefault(info.device, Device(info.device)),
             batch_timeout_seconds=self._settings.worker_timeout,
             name=key,

@@ -159,7 +159,9 @@ class Model:
         processor = load_processor(spec, cache_dir)
         runtime: Runtime[Any] = load_runtime(spec, settings)
         budget = max_batch_tokens or runtime.info.max_batch_tokens
-        running = Engine(runtime, Scheduler(budget), Device(), name=spec.model_id)
+        running = Engine(
+            runtime, Scheduler(budget, runtime.info.max_batch_sequences), Device(), name=spec.model_id
+        )
         running.start()
         self._info = runtime.info
         # A caller in this process is not refused: it waits for itself only.

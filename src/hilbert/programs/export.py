@@ -101,6 +101,7 @@ def _facts(order: ExportOrder) -> dict[str, Any]:
         "dimensions": spec.dimensions,
         "num_labels": len(spec.labels),
         "token_dimensions": token_dimensions(spec),
+        "vocab_size": spec.vocab_size,
         "special_ids": spec.special_ids,
         "trailing_id": trailing_id(spec),
         "unseen_id": unseen_id(spec),

@@ -20,6 +20,9 @@ Prepared = TypeVar("Prepared")
 CPU_BATCH_TOKENS = 1024
 GPU_BATCH_TOKENS = 16_384
 
+# What the vocabulary-wide rows of one batch may take (docs/decisions/0008).
+OUTPUT_BYTES = 64 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
@@ -36,6 +39,7 @@ class RuntimeInfo:
         max_batch_tokens: the token budget that was measured to be best on this kind of device.
         num_labels: ``L``, the width of the logits; 0 where there are none.
         token_dimensions: width of the token vectors; 0 where there are none.
+        max_batch_sequences: sequences whose outputs fit into `OUTPUT_BYTES`; None where a row is small.
     """
 
     engine: str
@@ -48,6 +52,7 @@ class RuntimeInfo:
     max_batch_tokens: int
     num_labels: int = 0
     token_dimensions: int = 0
+    max_batch_sequences: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from hilbert.core import BatchOutput, OutputType, SparseVector
 from hilbert.core.request import FloatArray
+from hilbert.runtimes.base import OUTPUT_BYTES
 from hilbert.runtimes.packing import IndexArray, PackedBatch
 
 # What a program's output is served as.
@@ -28,6 +29,13 @@ SERVED_AS = {
 def served_outputs(names: Iterable[str]) -> frozenset[OutputType]:
     """What a program with these outputs can serve."""
     return frozenset(SERVED_AS[name] for name in names)
+
+
+def max_batch_sequences(names: Iterable[str], vocab_size: int) -> int | None:
+    """How many sequences' rows fit into `OUTPUT_BYTES`; None where no output is as wide as the vocabulary."""
+    if "vocabulary" not in names or not vocab_size:
+        return None
+    return max(1, OUTPUT_BYTES // (4 * vocab_size))
 
 
 class OutputBuilder:

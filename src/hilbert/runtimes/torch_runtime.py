@@ -27,7 +27,7 @@ from hilbert.runtimes.base import (
     RuntimeInfo,
     RuntimeSettings,
 )
-from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
+from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, max_batch_sequences, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
 from hilbert.runtimes.torch_quantized import FP8_CAPABILITY, quantize_linears
 from hilbert.runtimes.towers import Stack, placed, take_apart
@@ -164,6 +164,7 @@ class TorchRuntime:
             max_batch_tokens=GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS,
             num_labels=len(spec.labels),
             token_dimensions=token_dimensions(spec),
+            max_batch_sequences=max_batch_sequences(built.graph.program.heads.names, spec.vocab_size),
         )
 
     def prepare(self, batch: Batch) -> _Prepared:

@@ -19,7 +19,7 @@ from hilbert.hub.artifacts import ArtifactStore, cpu_isa, fingerprint, read_mani
 from hilbert.programs.choose import PROGRAM_VERSION, Target
 from hilbert.runtimes import tracing
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
-from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, served_outputs
+from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, max_batch_sequences, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
 from hilbert.runtimes.towers import Stack, placed, take_apart
 
@@ -51,6 +51,7 @@ class Program(msgspec.Struct, frozen=True):
     dimensions: int
     num_labels: int = 0
     token_dimensions: int = 0
+    vocab_size: int = 0
     special_ids: tuple[int, ...] = ()
     trailing_id: int | None = None
     unseen_id: int | None = None
@@ -74,6 +75,7 @@ class Program(msgspec.Struct, frozen=True):
             max_batch_tokens=CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS,
             num_labels=self.num_labels,
             token_dimensions=self.token_dimensions,
+            max_batch_sequences=max_batch_sequences(self.outputs, self.vocab_size),
         )
 
 

@@ -371,7 +371,7 @@ class Worker:
         max_batch_tokens = limits.max_batch_tokens or info.max_batch_tokens
         engine: Engine[Any] = Engine(
             runtime,
-            Scheduler(max_batch_tokens, limits.max_batch_sequences),
+            Scheduler(max_batch_tokens, limits.max_batch_sequences or info.max_batch_sequences),
             self._devices.setdefault(info.device, Device(info.device)),
             batch_timeout_seconds=limits.batch_timeout_seconds,
             name=order.key,
