@@ -220,3 +220,22 @@ def test_sounds_are_mixed_down_resampled_and_read_from_four_formats(tmp_path: Pa
         for kind in ("FLAC", "OGG", "MP3"):
             row = model.embed_audio(sound_file(samples, kind))[0]
             assert float(row @ model.embed_audio(sound_file(samples))[0]) > 0.9, kind
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_other_dual_models_run_through_sentence_transformers(engine: str, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = tiny_dual("chinese_clip", tmp_path / "model")
+    files = images()[:4]
+    opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    with serve(folder, engine, tmp_path / "cache") as model:
+        assert model.info.program == "sentence-transformers"
+        mixed = model.embed([TEXTS[0], *(Media(Modality.IMAGE, data) for data in files), TEXTS[1]])
+        close(mixed[1:5], theirs.encode(opened, batch_size=1))
+        close(mixed[[0, 5]], theirs.encode(TEXTS[:2], batch_size=1))
+        large = image_file(1500, 1200)  # scaled down on its way, so near and not equal
+        row = model.embed_image(large)[0]
+        own = theirs.encode([Image.open(io.BytesIO(large))])[0]
+        assert float(row @ own) / float(np.linalg.norm(row) * np.linalg.norm(own)) > 0.999

@@ -157,6 +157,7 @@ class ImageProcessing(msgspec.Struct, frozen=True, tag="image"):
         scale: factor on the 0 to 255 of a colour.
         mean: subtracted per channel; empty for none.
         std: divided by per channel.
+        max_pixels: first scaled down to at most so many; 0 for not.
     """
 
     shortest_edge: int = 0
@@ -168,6 +169,7 @@ class ImageProcessing(msgspec.Struct, frozen=True, tag="image"):
     scale: float = 1 / 255
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    max_pixels: int = 0
 
 
 class AudioProcessing(msgspec.Struct, frozen=True, tag="audio"):
@@ -197,7 +199,7 @@ class Tower(msgspec.Struct, frozen=True):
 
     Attributes:
         modality: what it reads.
-        shape: of the features of one input.
+        shape: of the features of one input; of the largest where `kind` is ``"other"``.
         num_tokens: what one input costs, in tokens of a transformer as wide as the tower's last layer.
         processing: how an input becomes features.
     """

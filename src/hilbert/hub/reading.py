@@ -33,7 +33,7 @@ from hilbert.hub import heads
 from hilbert.hub.chain import ModuleEntry, Unsupported, output_size, read_chain, read_entries
 from hilbert.hub.files import read_object, tensor_shapes
 from hilbert.hub.lengths import max_model_len
-from hilbert.hub.towers import is_dual, read_dual
+from hilbert.hub.towers import is_dual, other_tower, read_dual
 from hilbert.hub.weights import embedding_shape, graph_files, weight_files
 
 # The Transformer module's own file had a name per family once.
@@ -374,6 +374,10 @@ def read_spec(
             "(openvino/, onnx/); download the model again (`hilbert models pull`)."
         )
 
+    if draft.kind == "other" and not draft.towers:
+        ways = read_object(folder / TRANSFORMER_CONFIGS[0]).get("modality_config")
+        tower = other_tower(folder, draft.config, ways)
+        draft.towers = () if tower is None else (tower,)
     text = text_config(draft.config)
     size, vocab_size = hidden_size(draft.config), text.get("vocab_size")
     if draft.kind == "static":

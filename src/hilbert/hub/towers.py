@@ -89,6 +89,29 @@ def is_dual(config: dict[str, Any]) -> bool:
     return config.get("model_type") in _TEXT_DEFAULTS
 
 
+# Images for sentence-transformers go to it as they are, up to so many pixels: 12 MiB of features.
+OTHER_PIXELS = 1024 * 1024
+# What one costs there: patches of 14 pixels, four merged to one, as the Qwen family has it.
+_OTHER_TOKENS = OTHER_PIXELS // (28 * 28)
+
+
+def other_tower(folder: Path, config: dict[str, Any], ways: Any) -> Tower | None:
+    """How images reach a model that sentence-transformers runs: as pixels. None where it takes none.
+
+    Args:
+        folder: of its Transformer module.
+        config: its config.json.
+        ways: `modality_config` of sentence_bert_config.json, or None.
+    """
+    has_processor = any((folder / f"{name}_config.json").is_file() for name in ("processor", "preprocessor"))
+    sees = any(isinstance(config.get(key), dict) for key in ("vision_config", "vlm_config"))
+    takes = sees if not isinstance(ways, dict) else "image" in ways or ("message" in ways and sees)
+    if not (has_processor and takes):
+        return None
+    processing = ImageProcessing(scale=1.0, max_pixels=OTHER_PIXELS)
+    return Tower(Modality.IMAGE, (3, 1024, 1024), _OTHER_TOKENS, processing)
+
+
 def read_dual(folder: Path, config: dict[str, Any]) -> Dual:
     """Describe the dual model in a folder.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import sys
 import threading
 import weakref
@@ -46,6 +47,7 @@ from hilbert.errors import InvalidInput, MediaError, ServingError
 from hilbert.models.served import ServedModel
 from hilbert.models.tokenizers import load_processor
 from hilbert.processors import token_array
+from hilbert.processors.media import MAX_REQUEST_BYTES
 from hilbert.runtimes import load_runtime
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 from hilbert.scheduler import Admission, Scheduler
@@ -400,7 +402,7 @@ class Model:
 
     async def _encode(self, request: EmbedRequest) -> EncodeResult:
         inputs = request.inputs
-        size = _MEDIA_PIECE if any(isinstance(x, Media) for x in inputs) else _PIECE
+        size = self._media_piece if any(isinstance(x, Media) for x in inputs) else _PIECE
         if len(inputs) <= size:
             return await self._piece(request, inputs)
         gate = asyncio.Semaphore(_PIECES_IN_FLIGHT)
@@ -418,6 +420,12 @@ class Model:
         finally:
             for task in pieces:
                 task.cancel()
+
+    @property
+    def _media_piece(self) -> int:
+        """Images or sounds that go together: not more than one request may have."""
+        largest = max((4 * math.prod(tower.shape) for tower in self.spec.towers), default=1)
+        return min(_MEDIA_PIECE, MAX_REQUEST_BYTES // largest)
 
     async def _piece(self, request: EmbedRequest, inputs: tuple[Input, ...]) -> EncodeResult:
         if inputs:

@@ -68,6 +68,10 @@ def image_features(image: Image, processing: ImageProcessing) -> FloatArray:
 
     Source: transformers' `PilBackend`, tests/parity/test_towers.py.
     """
+    if processing.max_pixels and image.width * image.height > processing.max_pixels:
+        share = math.sqrt(processing.max_pixels / (image.width * image.height))
+        smaller = (max(1, int(image.width * share)), max(1, int(image.height * share)))
+        image = image.resize(smaller, resample=processing.resample)
     size = _resized(image.size, processing)
     if size is not None:
         image = image.resize(size, resample=processing.resample)

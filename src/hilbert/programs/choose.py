@@ -103,7 +103,7 @@ def token_dimensions(spec: ModelSpec) -> int:
 
 def text_config(spec: ModelSpec) -> dict[str, Any]:
     """The configuration of a dual model's text side; of other models all of it."""
-    config: dict[str, Any] = spec.config["text_config"] if spec.towers else spec.config
+    config: dict[str, Any] = spec.config["text_config"] if spec.text_tower else spec.config
     return config
 
 

@@ -71,13 +71,21 @@ class SentenceTransformersRuntime:
         )
 
     def prepare(self, batch: Batch) -> list[_Stack]:
-        """Stack the sequences of each length."""
-        lengths = np.array([s.num_tokens for s in batch.sequences])
-        order = np.argsort(lengths, kind="stable")
-        return [
-            _Stack(members, self._features([batch.sequences[i] for i in members.tolist()]))
-            for members in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
+        """Stack the texts of each length; images go alone, as their sizes differ."""
+        sequences = batch.sequences
+        stacks = [
+            _Stack(np.array([i]), self._seen(s.features))
+            for i, s in enumerate(sequences)
+            if s.features is not None
         ]
+        texts = np.array([i for i, s in enumerate(sequences) if s.features is None], np.int64)
+        if not len(texts):
+            return stacks
+        lengths = np.array([sequences[i].num_tokens for i in texts.tolist()])
+        order = np.argsort(lengths, kind="stable")
+        for members in np.split(texts[order], np.flatnonzero(np.diff(lengths[order])) + 1):
+            stacks.append(_Stack(members, self._features([sequences[i] for i in members.tolist()])))
+        return stacks
 
     def run(self, prepared: list[_Stack]) -> BatchOutput:
         """See `Runtime.run`."""
@@ -102,6 +110,13 @@ class SentenceTransformersRuntime:
         """Release the model."""
         del self._model
         del self._chain
+
+    def _seen(self, pixels: FloatArray) -> dict[str, Any]:
+        """What the model's own processor makes of an image, ``[3, H, W]`` from 0 to 255."""
+        from PIL import Image
+
+        image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)).astype(np.uint8))
+        return dict(self._model.preprocess([image]))
 
     def _features(self, sequences: list[Sequence]) -> dict[str, Any]:
         ids = torch.from_numpy(np.stack([s.input_ids for s in sequences]).astype(np.int64))

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hilbert.testing.models import Dense, Family, _randomise, _save_dense, _save_tokenizer, _write
+from hilbert.testing.models import FAMILIES, Dense, Family, _randomise, _save_dense, _save_tokenizer, _write
 from hilbert.testing.vocabularies import byte_fallback_bpe, byte_level_bpe, unigram
 
 IMAGE_SIZE = 32
@@ -64,6 +64,11 @@ def _clap(vocab_size: int) -> dict[str, Any]:
         "projection_dim": PROJECTION,
     }
     return {"text_config": text, "audio_config": audio, "projection_dim": PROJECTION}
+
+
+def _chinese_clip(vocab_size: int) -> dict[str, Any]:
+    text = {**_WIDE, "vocab_size": vocab_size, "max_position_embeddings": 32, "type_vocab_size": 2}
+    return {"text_config": text, "vision_config": _VISION, "projection_dim": PROJECTION}
 
 
 _CLIP_IMAGES = {
@@ -121,6 +126,17 @@ RECIPES: dict[str, _Recipe] = {
         _CLIP_IMAGES,
         24,
     ),
+    "chinese_clip": _Recipe(
+        FAMILIES["bert"],
+        _chinese_clip,
+        _CLIP_IMAGES
+        | {
+            "image_processor_type": "ChineseCLIPImageProcessor",
+            "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            "processor_class": "ChineseCLIPProcessor",
+        },
+        32,
+    ),
     "siglip": _Recipe(
         Family(
             {},
@@ -159,7 +175,8 @@ def tiny_dual(
     Images of 32 x 32 in patches of 8, sounds of one second at 8 kHz, vectors of 48 numbers.
 
     Args:
-        family: a key of `RECIPES`: ``"clip"``, ``"siglip"`` or ``"clap"``.
+        family: a key of `RECIPES`: ``"clip"``, ``"siglip"``, ``"clap"``, or ``"chinese_clip"``, which runs
+            through sentence-transformers.
         folder: where to write; made if it is not there.
         layout: ``"plain"``; ``"clip-module"``: as sentence-transformers' CLIPModel module saved it;
             ``"transformer"``: as sentence-transformers 6 saves it, with a Dense layer to 24 numbers and a
