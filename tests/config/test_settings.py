@@ -32,12 +32,16 @@ OTHER = {
     "dtype": ("float32", "float32"),
     "device": ("cuda:1", "cuda:1"),
     "task": ("rerank", "rerank"),
+    "pooling": ("cls", "cls"),
+    "prompts": ('{"query": "q: "}', (("query", "q: "),)),
     "embedding_dtype": ("int8", "int8"),
     "max_batch_tokens": ("2048", 2048),
     "max_batch_requests": ("32", 32),
     "trust_remote_code": ("true", True),
     "pin": ("true", True),
     "preload": ("false", False),
+    "config": ("/dev/null", "/dev/null"),
+    "preset": ("seed-004", "seed-004"),
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("8000", 8000),
     "uds": ("hilbert.sock", "hilbert.sock"),
@@ -236,7 +240,6 @@ def test_v2_accepts_all_flags_of_infinity_and_says_which_mean_nothing() -> None:
         "--no-model-warmup",
         "--vector-disk-cache",
         "--lengths-via-tokenize",
-        "--pooling-method",
         "--compile",
         "--no-bettertransformer",
         "--onnx-disable-optimize",
@@ -244,7 +247,8 @@ def test_v2_accepts_all_flags_of_infinity_and_says_which_mean_nothing() -> None:
         "--device-id",
     ):
         assert sum(note.startswith(flag + " ") for note in notes) == 1, (flag, notes)
-    assert len(notes) == 9
+    assert len(notes) == 8
+    assert found.models[0].pooling == "mean"
 
 
 def test_those_flags_are_unknown_to_serve_and_silent_by_default() -> None:

@@ -7,9 +7,10 @@ One function from request to reply, with no middleware in between (each `BaseHTT
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from hilbert.api.admin import admin_routes
 from hilbert.api.call import Call, ClientGone, Receive, Reply, Scope, Send, send_reply
 from hilbert.api.cohere import cohere_routes
 from hilbert.api.gate import Gate
@@ -30,13 +31,19 @@ logger = logging.getLogger(__name__)
 OPENAI_BASES = ("/v1", "/openai/v1")
 
 
-def create_app(models: Registry, settings: ApiSettings | None = None, metrics: Metrics | None = None) -> Any:
+def create_app(
+    models: Registry,
+    settings: ApiSettings | None = None,
+    metrics: Metrics | None = None,
+    read_config: Callable[[], Mapping[str, Any]] | None = None,
+) -> Any:
     """The application that serves these models.
 
     Args:
         models: what is served.
         settings: limits, key, prefixes.
         metrics: what `/metrics` shows; without it, what the models have counted themselves.
+        read_config: what `/admin/status` says of the settings file.
     Returns:
         an ASGI 3 application (typed loosely, as servers type it each in their own way).
     """
@@ -52,6 +59,7 @@ def create_app(models: Registry, settings: ApiSettings | None = None, metrics: M
     for base in bases:
         routes += sie_routes(models, settings, base)
         routes += infinity_routes(models, settings, base)
+    routes += admin_routes(models, settings, read_config)
     gate = Gate(settings)
     metrics = metrics or Metrics(lambda: [m.metrics for m in models.list()])
     metrics.read_usage = gate.usage.rows

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from hilbert import __version__
+from hilbert.api.admin import ModelBody
 from hilbert.api.classify import ClassifyBody
 from hilbert.api.cohere.errors import CohereDialect
 from hilbert.api.cohere.protocol import CohereError
@@ -37,6 +38,7 @@ _TEXTS = ["Hilbert's hotel always has room.", "One more guest."]
 _EXAMPLES: dict[Any, dict[str, Any]] = {
     EmbeddingsBody: {"model": "default", "input": _TEXTS},
     ClassifyBody: {"model": "default", "input": _TEXTS},
+    ModelBody: {"model": "default"},
     RerankBody: {"model": "default", "query": "Where is room?", "documents": _TEXTS, "top_n": 1},
     EncodeBody: {"items": [{"id": "a", "text": _TEXTS[0]}], "params": {"output_types": ["dense"]}},
 }

@@ -91,7 +91,7 @@ def _serve(verb: str, flags: list[str]) -> int:
             from hilbert.cli.serve import serve
 
             adopted, worker = worker, None
-            return serve(settings, adopted)
+            return serve(settings, adopted, lambda: load(flags, os.environ, infinity=verb == "v2")[0])
         except ServingError as error:
             return _fail(f"hilbert: {error.message}", 1)
     finally:

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from hilbert.cli.keys import keys
-from hilbert.config import BadSetting, ServerSettings, load
+from hilbert.cli.remote import DEFAULT_URL, ApiKey, Name, Url, ask, models_table, watch_status
+from hilbert.config import BadSetting, Effective, ServerSettings, effective, load
 from hilbert.errors import ServingError
 
 app = typer.Typer(
@@ -23,6 +24,9 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Fetch models, and say how they run.", no_args_is_help=True)
 app.add_typer(models, name="models")
+config = typer.Typer(help="Check settings, and say where each comes from.", no_args_is_help=True)
+app.add_typer(config, name="config")
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.add_typer(keys, name="keys")
 
 # Where nginx configurations written for a sidecar look for it.
@@ -36,6 +40,7 @@ Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or floa
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[str | None, typer.Option(help="Compute threads.")]
 CacheDir = Annotated[str | None, typer.Option(help="Folder for traced graphs.")]
+ConfigFile = Annotated[str | None, typer.Option(metavar="FILE", help="YAML file of settings.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
 ]
@@ -68,6 +73,32 @@ def v2() -> None:
     raise AssertionError("serving is started before typer is imported")
 
 
+@config.command(context_settings=_PASSED_ON)
+def show(context: typer.Context, config: ConfigFile = None) -> None:
+    """Print every setting, its value and who said so. Takes the flags of `hilbert serve`, too."""
+    from hilbert.config.schema import rows, table
+
+    typer.echo(table(rows(_effective(context, config))))
+
+
+@config.command(context_settings=_PASSED_ON)
+def check(context: typer.Context, config: ConfigFile = None) -> None:
+    """Say whether a server would start with these settings; exit status 2 if not."""
+    found = _effective(context, config).settings
+    names = ", ".join(model.name for model in found.models)
+    typer.echo(f"good: {names}")
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON schema of the settings file, for editors."""
+    import json
+
+    from hilbert.config.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
 @models.command()
 def pull(
     model: ModelId,
@@ -95,13 +126,56 @@ def info(
     revision: Revision = None,
     token: Token = None,
     trust_remote_code: TrustRemoteCode = False,
+    url: Annotated[
+        str, typer.Option("--url", metavar="URL", help="Ask this server about one of its models instead.")
+    ] = "",
+    api_key: ApiKey = "",
 ) -> None:
-    """Say what a model is, which way it runs, and why."""
+    """Say what a model is, which way it runs, and why; or, with --url, what a server says of it."""
+    if url:
+        import json
+
+        typer.echo(json.dumps(ask("GET", url, f"/v1/models/{model}", api_key), indent=2))
+        return
     from hilbert.cli.describe import describe
     from hilbert.cli.runtime import resolve_model
 
     settings = _settings(model, trust_remote_code, revision=revision, token=token)
     typer.echo(describe(resolve_model(settings.models[0], settings)))
+
+
+@models.command("list")
+def list_models(url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
+    """List the models of a running server, loaded or not."""
+    typer.echo(models_table(ask("GET", url, "/v1/models", api_key)["data"]))
+
+
+@models.command("load")
+def load_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
+    """Have a running server load a model."""
+    typer.echo(models_table([ask("POST", url, "/admin/models/load", api_key, {"model": name})]))
+
+
+@models.command("unload")
+def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
+    """Have a running server give a model's memory back; the next request loads it again."""
+    typer.echo(models_table([ask("POST", url, "/admin/models/unload", api_key, {"model": name})]))
+
+
+@models.command("reload")
+def reload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
+    """Have a running server look at a model's files again and load it."""
+    typer.echo(models_table([ask("POST", url, "/admin/models/reload", api_key, {"model": name})]))
+
+
+@app.command()
+def status(
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="Pause between two looks.")] = 1.0,
+) -> None:
+    """Show a running server: memory, models and the last edit of its settings. Live on a terminal."""
+    watch_status(url, api_key, every)
 
 
 @app.command()
@@ -176,6 +250,12 @@ def authz(
         "log_level": log_level,
     }
     serve_authz(load(_words(flags), os.environ)[0])
+
+
+def _effective(context: typer.Context, config: str | None) -> Effective:
+    """These flags as `serve` would read them."""
+    words = [*(["--config", config] if config else []), *context.args]
+    return effective(words, os.environ)
 
 
 def _settings(model: str, trust_remote_code: bool, **flags: str | None) -> ServerSettings:

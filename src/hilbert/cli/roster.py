@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -18,6 +20,8 @@ from hilbert.scheduler import Admission
 logger = logging.getLogger(__name__)
 
 _numbers = count(2)
+# What takes effect without a restart, beside the models.
+_LIVE = ("memory", "idle_unload_seconds", "load_timeout")
 
 
 class Roster:
@@ -42,11 +46,78 @@ class Roster:
         self.settings = settings
         self.loader = ModelLoader(settings, fleet)
         self._entries: dict[str, Entry] = {}
-        budget = size_bytes(settings.memory, available_memory_bytes() + self.loader.used_bytes())
+        self._leaving: set[asyncio.Task[None]] = set()
         self.memory = Memory(
-            Residency(budget, settings.idle_unload_seconds), self.loader, settings.load_timeout
+            Residency(self._budget(settings), settings.idle_unload_seconds),
+            self.loader,
+            settings.load_timeout,
         )
         self.registry = Registry([self._entry(model) for model in settings.models])
+
+    async def apply(self, settings: ServerSettings) -> list[str]:
+        """Serve what these settings say from now on; requests that are inside finish where they are.
+
+        Models whose entry has not changed stay as they are. A changed one is loaded beside the old one where
+        there is room, and takes over when it can answer.
+
+        Returns:
+            The names of changed settings that count only after a restart.
+
+        Raises:
+            ServingError: a new or changed model cannot be had; nothing has changed.
+            ValueError: two models have one name or prefix; likewise.
+        """
+        before = self.settings
+        old = {self.loader.models[entry.resident.key]: entry for entry in self.entries}
+        by_name = {entry.name: entry for entry in self.entries}
+        live = {name: getattr(settings, name) for name in ("models", *_LIVE)}
+        self.settings = dataclasses.replace(before, **live)
+        made: list[Entry] = []
+        try:
+            entries = []
+            for model in settings.models:
+                entry = old.get(model)
+                if entry is None:
+                    entry = self._entry(model, by_name.get(model.name))
+                    made.append(entry)
+                entries.append(entry)
+            await self._bring(made, by_name)
+            self.registry.replace(entries)
+        except BaseException:
+            self.settings = before
+            for entry in made:
+                await self._retire(entry)
+            raise
+        residency = self.memory.residency
+        if settings.memory != before.memory:
+            residency.budget_bytes = self._budget(settings)
+        residency.idle_unload_seconds = settings.idle_unload_seconds
+        self.memory.load_timeout_seconds = settings.load_timeout
+        self.memory.begin(self._kept(made))
+        for entry in set(by_name.values()) - set(entries):
+            task = asyncio.get_running_loop().create_task(self._retire(entry))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+        names = [field.name for field in dataclasses.fields(settings)]
+        return [n for n in names if getattr(settings, n) != getattr(self.settings, n)]
+
+    async def _bring(self, made: list[Entry], by_name: dict[str, Entry]) -> None:
+        """See the files of new models; load those that take over from one that answers requests now."""
+        for entry in made:
+            entry.spec = await self.loader.resolve(entry)
+            entry.resident.size_bytes = self.loader.size_of(entry, entry.spec)
+        for entry in made:
+            predecessor = by_name.get(entry.name)
+            if predecessor is not None and predecessor.served is not None:
+                await self.memory.hold(entry)
+
+    async def _retire(self, entry: Entry) -> None:
+        await self.memory.retire(entry)
+        key = entry.resident.key
+        del self._entries[key], self.loader.models[key]
+
+    def _budget(self, settings: ServerSettings) -> int:
+        return size_bytes(settings.memory, available_memory_bytes() + self.loader.used_bytes())
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -91,12 +162,13 @@ class Roster:
     def _kept(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         return (entry for entry in entries if self.loader.models[entry.resident.key].preload)
 
-    def _entry(self, model: ModelSettings) -> Entry:
+    def _entry(self, model: ModelSettings, predecessor: Entry | None = None) -> Entry:
         key = model.name if model.name not in self._entries else f"{model.name} ({next(_numbers)})"
         settings = self.settings
         entry = Entry(
             model.name,
             Admission(settings.max_queued_tokens, settings.max_concurrent_requests),
+            None if predecessor is None else predecessor.metrics,  # counters go on
             aliases=_aliases(model, settings),
             prefix=model.prefix,
             resident=Resident(key, 0, is_pinned=model.pin, is_kept=model.preload),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hilbert.config import ModelSettings, ServerSettings
 from hilbert.core import ModelSpec, Task, with_task
+from hilbert.core.changes import with_pooling, with_prompts
+from hilbert.errors import InvalidInput
 from hilbert.hub import resolve
+from hilbert.hub.artifacts import read_manifest
 from hilbert.runtimes.base import RuntimeSettings
 
 
@@ -22,6 +27,14 @@ def resolve_model(model: ModelSettings, settings: ServerSettings) -> ModelSpec:
         trust_remote_code=model.trust_remote_code,
         own_cache=settings.cache_dir,
     )
+    if model.pooling != "auto":
+        if read_manifest(Path(spec.path)) is not None:
+            raise InvalidInput(
+                f"{model.model_id} was exported with its pooling; export it again, or leave --pooling out"
+            )
+        spec = with_pooling(spec, model.pooling)
+    if model.prompts:
+        spec = with_prompts(spec, model.prompts)
     return spec if model.task == "auto" else with_task(spec, Task(model.task))
 
 

@@ -30,6 +30,7 @@ from hilbert.worker.spawn import WorkerProcess
 if TYPE_CHECKING:
     from hilbert.cli.door import Door
     from hilbert.cli.roster import Roster
+    from hilbert.cli.watch import ConfigWatch
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,14 @@ _SLOW_START = (
 )
 
 
-def serve(settings: ServerSettings, worker: WorkerProcess | None) -> int:
+def serve(
+    settings: ServerSettings, worker: WorkerProcess | None, read: Callable[[], ServerSettings] | None = None
+) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         settings: everything.
+        read: reads the settings again; asked when the settings file changes.
         worker: a worker process that was started ahead; adopted, or ended here.
     Returns:
         The exit status.
@@ -67,7 +71,7 @@ def serve(settings: ServerSettings, worker: WorkerProcess | None) -> int:
         return error.exit_code
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_Server(settings, sock).run(worker))
+            runner.run(_Server(settings, sock, read).run(worker))
     finally:
         release(sock, settings)
     return 0
@@ -76,11 +80,15 @@ def serve(settings: ServerSettings, worker: WorkerProcess | None) -> int:
 class _Server:
     """One server from start to end."""
 
-    def __init__(self, settings: ServerSettings, sock: socket.socket) -> None:
+    def __init__(
+        self, settings: ServerSettings, sock: socket.socket, read: Callable[[], ServerSettings] | None
+    ) -> None:
         self._settings = settings
+        self._read = read
         self._sock = sock
         self._started = time.monotonic()
         self._roster: Roster | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -117,10 +125,15 @@ class _Server:
         from hilbert.cli.door import Door
         from hilbert.cli.http import HttpServer, HttpSettings
 
-        door = Door(self._make_app(roster))
+        watch = None
+        if self._settings.config and self._read is not None:
+            from hilbert.cli.watch import ConfigWatch
+
+            watch = ConfigWatch(self._settings.config, self._read, roster)
+        door = Door(self._make_app(roster, watch))
         http = HttpServer(door, HttpSettings.of(self._settings))
         serving = asyncio.create_task(http.run_on(self._sock))
-        coming_up = asyncio.create_task(self._come_up(roster))
+        coming_up = asyncio.create_task(self._come_up(roster, watch))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({coming_up, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -129,15 +142,16 @@ class _Server:
                 await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
             await self._drain(door, roster)
         finally:
-            for task in (coming_up, stopping):
-                task.cancel()
+            for task in (coming_up, stopping, self._watching):
+                if task is not None:
+                    task.cancel()
             http.leave()
             await roster.close()
             if self._stop_now.is_set():
                 await fleet.close()  # whoever still waits is answered now
             await asyncio.gather(coming_up, stopping, serving, return_exceptions=True)
 
-    def _make_app(self, roster: Roster) -> Any:
+    def _make_app(self, roster: Roster, watch: ConfigWatch | None) -> Any:
         from hilbert.api import ApiSettings, create_app
 
         settings = self._settings
@@ -158,9 +172,10 @@ class _Server:
                 max_body_bytes=settings.max_body_bytes,
                 body_timeout=settings.body_timeout,
             ),
+            read_config=None if watch is None else watch.status,
         )
 
-    async def _come_up(self, roster: Roster) -> None:
+    async def _come_up(self, roster: Roster, watch: ConfigWatch | None) -> None:
         hint = asyncio.get_running_loop().call_later(_SLOW_START_SECONDS, logger.info, _SLOW_START)
         try:
             await roster.until_started()
@@ -170,6 +185,8 @@ class _Server:
 
         print(banner(self._settings, url_of(self._sock, self._settings)), flush=True)
         logger.info("ready after %.2f s", time.monotonic() - self._started)
+        if watch is not None:
+            self._watching = asyncio.create_task(watch.run())
 
     async def _drain(self, door: Door, roster: Roster) -> None:
         """Say that the server is going, and let everybody who is inside finish."""

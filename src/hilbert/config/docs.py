@@ -16,8 +16,9 @@ from hilbert.config.option import Option
 _HEAD = """\
 # Configuration
 
-Every setting of `hilbert serve` is a flag and an environment variable. A flag wins over the
-environment, the environment over the default. This page is made from the code (`make docs`).
+Every setting of `hilbert serve` is a flag, an environment variable and a key of the settings file
+([many-models.md](many-models.md)). A flag wins over the environment, the environment over the file, the file
+over `--preset`, that over the default. This page is made from the code (`make docs`).
 
 - A switch is `--flag` or `--no-flag`; in the environment `true` or `false`.
 - An empty variable counts as not set.

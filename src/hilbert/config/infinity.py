@@ -28,7 +28,6 @@ _MEANINGLESS = {
     "bettertransformer": "batches are packed, which does the same and more",
     "onnx_disable_optimize": "OpenVINO optimises the graph itself",
     "onnx_do_not_prefer_quantized": "quantized files are never taken unasked",
-    "pooling_method": "the model's own pooling is used",
 }
 
 
@@ -37,7 +36,7 @@ def _hidden(name: str, kind: type) -> Option:
 
 
 HIDDEN = (
-    *(_hidden(name, str if name == "pooling_method" else bool) for name in _MEANINGLESS),
+    *(_hidden(name, bool) for name in _MEANINGLESS),
     _hidden("device_id", str),
 )
 

@@ -14,6 +14,7 @@ from typing import Literal
 from hilbert.config.limits import wrong_limits
 from hilbert.config.networks import wrong_networks
 from hilbert.config.option import option
+from hilbert.config.presets import PRESETS
 from hilbert.config.sizes import size_remedy
 
 DEFAULT_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -22,6 +23,7 @@ Engine = Literal["auto", "openvino", "torch", "onnx", "ctranslate2"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 TaskName = Literal["auto", "embed", "sparse_embed", "multi_embed", "rerank", "classify"]
 EmbeddingDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+Pooling = Literal["auto", "cls", "mean", "max", "last"]
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 
@@ -46,6 +48,10 @@ def _header(text: str) -> str | None:
 def _model_prefix(text: str) -> str | None:
     good = re.fullmatch(r"|/|(/[A-Za-z0-9._~-]+)+", text)
     return None if good else "give a path such as /bge, or / for the default model"
+
+
+def _known_preset(text: str) -> str | None:
+    return None if not text or text in PRESETS else "give one of " + ", ".join(PRESETS)
 
 
 def _not_empty(text: str) -> str | None:
@@ -121,6 +127,20 @@ class ModelSettings:
         "what the model is served for; auto asks its repository",
         per_model=True,
     )
+    pooling: Pooling = option(
+        "auto",
+        "how token vectors become one; auto does what the model's files say",
+        aliases=("--pooling-method",),
+        infinity="POOLING_METHOD",
+        per_model=True,
+    )
+    prompts: tuple[tuple[str, str], ...] = option(
+        (),
+        "texts that requests may have put before their inputs by prompt_name, beside the model's own",
+        metavar="JSON",
+        default_note="the model's own",
+        per_model=True,
+    )
     embedding_dtype: EmbeddingDtype = option(
         "float32",
         "type of the vectors in answers to requests that name none",
@@ -169,6 +189,19 @@ class ServerSettings:
     """How the server runs, and what it serves."""
 
     models: tuple[ModelSettings, ...] = (ModelSettings(),)
+    config: str = option(
+        "",
+        "YAML file of settings; models in it are added, changed and removed while the server runs",
+        metavar="FILE",
+        default_note="none",
+    )
+    preset: str = option(
+        "",
+        "a set of defaults: " + ", ".join(PRESETS),
+        metavar="NAME",
+        default_note="none",
+        check=_known_preset,
+    )
     host: str = option(
         "127.0.0.1",
         "address to listen on; 0.0.0.0 for all",

@@ -31,6 +31,8 @@ def parse(option: Option, text: str) -> Any:
         return _number(option, text)
     if option.kind is list:
         return _list(text)
+    if option.kind is dict:
+        return _pairs(text)
     if option.choices and text not in option.choices:
         raise ValueError("give one of " + ", ".join(option.choices))
     if option.check is not None and (remedy := option.check(text)):
@@ -56,6 +58,17 @@ def _list(text: str) -> tuple[str, ...]:
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise ValueError("give names, divided by commas")
     return tuple(items)
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """``{"query": "query: "}``."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError('give a JSON object of texts such as {"query": "query: "}')
+    return tuple(found.items())
 
 
 def _number(option: Option, text: str) -> int | float:

@@ -149,6 +149,17 @@ class Registry:
             )
         return next((entry for entry in able if entry.tasks[0] is task), able[0])
 
+    def named(self, name: str) -> Entry:
+        """The model that an operator means; with one model any name means it.
+
+        Raises:
+            ModelNotFound: none has this name.
+        """
+        entry = self._only or self._by_name.get(name)
+        if entry is None:
+            raise ModelNotFound(f"The model {name!r} is not configured here. {self._known()}", param="model")
+        return entry
+
     def find(self, name: str) -> Entry | None:
         """The model with exactly this name or alias."""
         return self._by_name.get(name)

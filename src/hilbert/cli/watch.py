@@ -1,0 +1,91 @@
+"""The settings file while the server runs: an edit is applied, and a broken one is refused and said so."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hilbert.cli.roster import Roster
+from hilbert.config import BadSetting, ServerSettings
+from hilbert.errors import ServingError
+
+logger = logging.getLogger(__name__)
+
+# The file is small and is read as a whole: that works on every file system, through bind mounts and atomic
+# renames, and sees edits of the same size within one tick of the clock.
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class ConfigState:
+    """What the last edit came to.
+
+    Attributes:
+        path: the file.
+        applied_at: unix time at which the settings that count now were read.
+        error: why the last edit was refused; None where it was applied.
+        needs_restart: settings that were changed and count only after a restart.
+    """
+
+    path: str
+    applied_at: float
+    error: str | None = None
+    needs_restart: tuple[str, ...] = ()
+
+
+class ConfigWatch:
+    """Watches one file.
+
+    Args:
+        path: the file.
+        read: the settings as they are now, flags and environment included.
+        roster: what they are applied to.
+
+    Attributes:
+        state: for `/admin/status`.
+    """
+
+    def __init__(self, path: str, read: Callable[[], ServerSettings], roster: Roster) -> None:
+        self.state = ConfigState(path, time.time())
+        self._read = read
+        self._roster = roster
+        self._seen = _content(path)
+
+    def status(self) -> dict[str, object]:
+        """For `/admin/status`."""
+        return dataclasses.asdict(self.state)
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            content = _content(self.state.path)
+            if content != self._seen:
+                self._seen = content
+                await self.apply()
+
+    async def apply(self) -> None:
+        """Read the file and serve what it says; when that cannot be done, nothing changes."""
+        state = self.state
+        try:
+            needs_restart = await self._roster.apply(self._read())
+        except (BadSetting, ServingError, ValueError) as error:
+            state.error = str(error)
+            logger.error("the edit of %s is refused, everything stays as it was: %s", state.path, error)
+            return
+        state.error, state.applied_at, state.needs_restart = None, time.time(), tuple(needs_restart)
+        logger.info("%s was applied", state.path)
+        if needs_restart:
+            logger.warning("these changes count after a restart: %s", ", ".join(needs_restart))
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return None

@@ -1,0 +1,255 @@
+"""Many models in one server: who is loaded when, who answers, edits while it runs, the operator's verbs."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+from cli_house import Server, children_of, hilbert
+
+from hilbert.testing.models import tiny_model
+
+
+def megabytes(server: Server) -> float:
+    """Resident memory of the server and its workers."""
+    total = 0
+    for pid in (server.process.pid, *children_of(server.process.pid)):
+        try:
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+        except OSError:
+            continue
+    return total / 1e6
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come about"
+        time.sleep(0.05)
+
+
+def models_of(server: Server) -> dict[str, dict]:
+    return {m["id"]: m for m in server.get("/v1/models").json()["data"]}
+
+
+def vector(server: Server, name: str, **more: str) -> list[float]:
+    reply = server.post(["a room"], model=name, **more)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["model"] == name
+    return reply.json()["data"][0]["embedding"]
+
+
+def test_seed_000_in_one_file(start, static, tmp_path) -> None:
+    other = str(tiny_model("static", tmp_path / "e5", seed=1))
+    file = tmp_path / "hilbert.yaml"
+    file.write_text(
+        f"""
+        models:
+          - {{id: "{static}", name: bge-m3, prefix: /bge, aliases: [m3], prompts: {{query: "query: "}}}}
+          - {{id: "{static}", name: reranker, prefix: /reranker, task: rerank, preload: false}}
+          - {{id: "{other}", name: multilingual-e5-large, prefix: /, pin: true}}
+        """
+    )
+    server = start("--config", str(file))
+    assert {n: m["state"] for n, m in models_of(server).items()} == {
+        "bge-m3": "loaded", "reranker": "available", "multilingual-e5-large": "loaded",
+    }  # fmt: skip
+    assert server.get("/readyz").status_code == 200
+    assert models_of(server)["multilingual-e5-large"]["pinned"] is True
+    for path, model in {"/bge/v1": "bge-m3", "/v1": "multilingual-e5-large"}.items():
+        assert server.post(["hej"], f"{path}/embeddings", model="whatever").json()["model"] == model
+    plain, prompted = vector(server, "bge-m3"), vector(server, "bge-m3", prompt_name="query")
+    assert plain != prompted
+    body = {"query": "hvor ligger Aarhus?", "documents": ["a", "b"], "top_n": 1}
+    ranked = httpx2.post(server.url + "/reranker/rerank", json=body, timeout=60)
+    assert ranked.status_code == 200 and ranked.json()["model"] == "reranker"
+    assert models_of(server)["reranker"]["stats"]["loads"] == 1
+    unnamed = httpx2.post(server.url + "/v1/rerank", json=body, timeout=60)
+    assert unnamed.json()["model"] == "multilingual-e5-large"  # the default; every embedder reranks
+
+
+def test_models_under_a_budget_answer_and_keep_to_it(start, static, tmp_path, cache) -> None:
+    """The short form; ten minutes of it is `python -m bench.many`."""
+    other = str(tiny_model("static", tmp_path / "other", seed=1))
+    names = [f"m{i}" for i in range(6)]
+    flags = ["-m", "bundled"] * 4 + ["-m", static, "-m", other]
+    flags = [flags[i : i + 2] for i in range(0, 12, 2)]
+    argv = [word for i, pair in enumerate(flags) for word in (*pair, "--served-model-name", f"m{i}")]
+    start(*argv[:4], "--cache-dir", cache).stop()  # traced
+    budget = 480
+    server = start(*argv, "--memory", f"{budget}MB", "--cache-dir", cache)
+    wanted = {name: vector(server, name) for name in names}
+    assert wanted["m0"] == wanted["m3"] != wanted["m4"] != wanted["m5"]
+    samples: list[float] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.1):
+            samples.append(megabytes(server))
+
+    def client(seed: int) -> int:
+        rng = random.Random(seed)
+        for _ in range(8):
+            name = rng.choice(names)
+            assert vector(server, name) == pytest.approx(wanted[name], abs=2e-3)
+        return 8
+
+    watching = threading.Thread(target=sample)
+    watching.start()
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(client, range(6))) == 48
+    ended.set()
+    watching.join()
+    assert max(samples) < budget + 150
+    assert sum(m["stats"]["unloads"] for m in models_of(server).values()) > 0
+    assert server.metric("hilbert_model_unloads_total") > 0
+
+
+def test_too_small_a_budget_says_so(start, static) -> None:
+    server = start("-m", static, "-m", "bundled", "--memory", "150MB", "--no-preload")
+    refused = server.post(["a"], model="bundled")
+    assert refused.status_code == 500 and "--memory" in refused.json()["error"]["message"]
+    assert models_of(server)["bundled"]["last_error"]["code"] == "out_of_memory"
+
+
+def test_idle_unload(start, static) -> None:
+    server = start("-m", static, "--idle-unload", "0.3")
+    until(lambda: models_of(server)["tiny/static"]["state"] == "available")
+    assert server.get("/readyz").status_code == 200
+    assert server.post(["a"]).status_code == 200
+    assert models_of(server)["tiny/static"]["stats"]["loads"] == 2
+
+
+def test_load_timeout(start, tmp_path) -> None:
+    model = str(tiny_model("bert", tmp_path / "bert"))
+    server = start("-m", model, "--no-preload", "--load-timeout", "0.1", "--cache-dir", str(tmp_path / "c"))
+    late = server.post(["a"])
+    assert late.status_code == 503 and int(late.headers["retry-after"]) >= 1
+    assert "--load-timeout" in late.json()["error"]["message"]
+
+
+def test_pooling(start, tmp_path, cache) -> None:
+    model = str(tiny_model("bert", tmp_path / "bert", pooling="mean"))
+    rows = [
+        start("-m", model, "--pooling", pooling, "--dtype", "float32", "--cache-dir", cache)
+        .post(["one more guest"])
+        .json()["data"][0]["embedding"]
+        for pooling in ("auto", "mean", "cls")
+    ]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_edits_while_it_runs(start, static, tmp_path) -> None:
+    other = str(tiny_model("static", tmp_path / "other", seed=1))
+    file = tmp_path / "hilbert.yaml"
+    one = f'- {{id: "{static}", name: one}}'
+    file.write_text(f"models:\n{one}\n")
+    server = start("--config", str(file), HILBERT_API_KEY="sesame")
+    head = {"Authorization": "Bearer sesame"}
+
+    def config() -> dict:
+        return server.get("/admin/status", **head).json()["config"]
+
+    def names() -> list[str]:
+        return [m["id"] for m in server.get("/v1/models", **head).json()["data"]]
+
+    statuses: list[int] = []
+    ended = threading.Event()
+
+    def traffic() -> None:
+        while not ended.is_set():
+            reply = server.post(["a room"] * 20, model="one", headers=head)
+            statuses.append(reply.status_code)
+
+    clients = [threading.Thread(target=traffic) for _ in range(3)]
+    for client in clients:
+        client.start()
+    before = server.post(["a"], model="one", headers=head).json()["data"][0]["embedding"]
+    file.write_text(f'models:\n{one}\n- {{id: "{other}", name: two, prefix: /two}}\nhost: 127.0.0.3\n')
+    until(lambda: names() == ["one", "two"])
+    assert server.post(["a"], "/two/embeddings", headers=head).status_code == 200
+    until(lambda: config()["needs_restart"] != [])
+    assert config()["error"] is None and config()["needs_restart"] == ["host"]
+    file.write_text(f'models:\n- {{id: "{other}", name: one}}\n')  # another model under the same name
+    until(lambda: names() == ["one"])
+    after = server.post(["a"], model="one", headers=head).json()["data"][0]["embedding"]
+    assert after != before
+    for broken in ("models: [{id: a, dtyp: x}]", f'models: [{{id: "{tmp_path}/nowhere", name: one}}]', "["):
+        file.write_text(broken)
+        until(lambda: config()["error"] is not None)
+        assert server.post(["a"], model="one", headers=head).json()["data"][0]["embedding"] == after
+        file.write_text(f'models:\n- {{id: "{other}", name: one}}\n')
+        until(lambda: config()["error"] is None)
+    file.unlink()
+    until(lambda: config()["error"] is not None)
+    ended.set()
+    for client in clients:
+        client.join()
+    assert set(statuses) == {200} and len(statuses) > 10
+    shown = hilbert("status", "--url", server.url, HILBERT_API_KEY="sesame")
+    assert shown.returncode == 0 and "REFUSED" in shown.stdout and "memory" in shown.stdout
+    server.stop()
+    assert sum("everything stays as it was" in line for line in server.errors) == 4
+
+
+def test_the_operators_verbs(start, static) -> None:
+    server = start(
+        "-m", static, "-m", "bundled", "--served-model-name", "one", "--served-model-name", "other",
+        HILBERT_API_KEY="sesame",
+    )  # fmt: skip
+
+    def run(*argv: str, key: str = "sesame") -> str:
+        ended = hilbert(*argv, "--url", server.url, HILBERT_API_KEY=key)
+        return ended.stdout if ended.returncode == 0 else f"status {ended.returncode}: {ended.stderr}"
+
+    assert "loaded" in run("models", "list") and "one" in run("models", "list")
+    assert "available" in run("models", "unload", "one")
+    assert models_of_key(server)["one"]["stats"]["memory_bytes"] == 0
+    assert "loaded" in run("models", "load", "one")
+    assert "loaded" in run("models", "reload", "one")
+    assert models_of_key(server)["one"]["stats"]["loads"] == 3
+    assert '"state": "loaded"' in run("models", "info", "one")
+    assert "memory" in run("status") and "ready" in run("status")
+    wrong = run("models", "unload", "two")
+    assert "status 1" in wrong and "Available: one" in wrong and "Traceback" not in wrong
+    assert "401" in run("models", "unload", "one", key="open")
+    nobody = hilbert("models", "list", "--url", "http://127.0.0.1:9")
+    assert nobody.returncode == 1 and "no server answers" in nobody.stderr
+
+
+def models_of_key(server: Server) -> dict[str, dict]:
+    listed = server.get("/v1/models", authorization="Bearer sesame").json()["data"]
+    return {m["id"]: m for m in listed}
+
+
+def test_who_may_administer(start, static, tmp_path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("tok_user # user\ntok_admin admin # boss\n")
+    server = start("-m", static, "--keys-file", str(keys))
+    assert server.get("/admin/status", authorization="Bearer tok_user").status_code == 403
+    assert server.get("/admin/status", authorization="Bearer tok_admin").status_code == 200
+    assert server.get("/admin/status").status_code == 401
+    free = start("-m", static)
+    assert free.get("/admin/status").status_code == 200
+    assert free.get("/admin/status", **{"x-forwarded-for": "192.0.2.7"}).status_code == 403
+
+
+def test_config_show_check_and_schema(tmp_path) -> None:
+    file = tmp_path / "hilbert.yaml"
+    file.write_text("models: [{id: a, name: one}]\napi_key: s3cret\n")
+    shown = hilbert("config", "show", "--config", str(file), "--port", "9", HILBERT_HOST="::1")
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert ["port", "9", "--port"] in rows and ["host", "::1", "HILBERT_HOST"] in rows
+    assert "s3cret" not in shown.stdout and "********" in shown.stdout
+    assert hilbert("config", "check", "--config", str(file)).stdout == "good: one\n"
+    file.write_text("port: nine")
+    for argv in (("config", "check"), ("config", "show"), ("serve",)):
+        wrong = hilbert(*argv, "--config", str(file))
+        assert wrong.returncode == 2 and "port 'nine'" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert '"models"' in hilbert("config", "schema").stdout
