@@ -18,6 +18,7 @@ from hilbert.api import ApiSettings, create_app
 from hilbert.core import ModelSpec, OutputType
 from hilbert.engine import Device, Engine, LocalEngine
 from hilbert.models import Registry, ServedModel
+from hilbert.models.media import MediaLoader
 from hilbert.observability import Metrics
 from hilbert.processors import TextProcessor
 from hilbert.scheduler import Admission, Scheduler
@@ -103,6 +104,7 @@ def running(
     max_concurrent_requests: int = 1024,
     request_timeout_seconds: float | None = 30.0,
     max_batch_tokens: int = 2048,
+    media: MediaLoader | None = None,
 ) -> Iterator[Server]:
     metrics = Metrics()
     models, runtimes, engines = [], {}, {}
@@ -121,6 +123,7 @@ def running(
                 Admission(max_queued_tokens, max_concurrent_requests),
                 model_metrics,
                 request_timeout_seconds=request_timeout_seconds,
+                media=media,
             )
         )
     registry = Registry(models)
@@ -158,6 +161,19 @@ def served(processor: TextProcessor) -> Any:
         return running(processor, runtime=fake)
 
     return served
+
+
+@pytest.fixture(scope="session")
+def served_with() -> Any:
+    """A context manager for servers with another processor: ``served_with(processor, …)``."""
+    return running
+
+
+@pytest.fixture
+def serve_more() -> Iterator[Any]:
+    """Start further servers: ``serve_more(processor, **settings) -> Server``."""
+    with ExitStack() as stack:
+        yield lambda processor, **more: stack.enter_context(running(processor, settings=ApiSettings(**more)))
 
 
 @pytest.fixture

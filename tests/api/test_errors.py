@@ -56,12 +56,17 @@ BAD_FORMS = [
     ({"input": [["a"]]}, "input", "input[0][0]"),
     ({"input": [None]}, "input", "null"),
     ({"input": "a", "encoding_format": "int8"}, "encoding_format", "float, base64, bytes"),
-    ({"input": "a", "dimensions": "64"}, "dimensions", "str"),
+    ({"input": "a", "dimensions": "many"}, "dimensions", "str"),
     ({"input": "a", "dimensions": 1.5}, "dimensions", "float"),
     ({"input": "a", "dimensions": True}, "dimensions", "bool"),
     ({"input": "a", "truncate": "END"}, "truncate", "bool"),
     ({"input": "a", "model": 3}, "model", "int"),
     ({"input": ["a"] * 2049}, "input", "2049"),
+    ({"input": "a", "modality": "smell"}, "modality", "text, image, audio"),
+    ({"input": ["a", {"type": "image_url"}]}, "input", "input[1] is an object without"),
+    ({"input": ["a", {"text": 3}]}, "input", "str"),
+    ({"input": [{"text": "a"}, 3]}, "input", "input[1] is a token id"),
+    ({"input": [[1]], "modality": "image"}, "input", "token ids, and modality is image"),
 ]
 
 
@@ -100,6 +105,14 @@ def test_a_value_that_the_model_refuses(server, body, param, words):
     assert bare.status_code == 400
     error = bare.json()["error"]
     assert error["code"] == 400 and error["type"] is None and all(w in error["message"] for w in words)
+
+
+def test_numbers_as_text_are_read_on_the_bare_route_only(server):
+    assert (
+        len(server.post("/embeddings", {"input": "a", "dimensions": "64"}).json()["data"][0]["embedding"])
+        == 64
+    )
+    check_openai(server.post("/v1/embeddings", {"input": "a", "dimensions": "64"}), 400, "dimensions", "str")
 
 
 def test_zero_dimensions_are_refused_on_v1(server):

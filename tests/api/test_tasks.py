@@ -315,7 +315,7 @@ def test_encode_returns_everything_from_one_pass(m3, processor):
         ({}, "at least one"),
         ({"items": []}, "at least one"),
         ({"items": [{"id": "a"}]}, "items[0] has no `text`"),
-        ({"items": [{"text": "a"}, {"images": [{"data": "x"}]}]}, "items[1] has images"),
+        ({"items": [{"text": "a"}, {"images": [{"data": "x"}]}]}, "items[1] is image"),
         ({"items": [{"text": 7}]}, "items[0].text"),
         ({"items": [{"text": "a"}] * 2049}, "2049"),
         ({"items": [{"text": "a"}], "params": {"output_types": ["dens"]}}, "'dens' is unknown"),

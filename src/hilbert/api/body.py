@@ -52,7 +52,7 @@ class MalformedRequest(InvalidInput):
 
 
 class BodyDecoder(Generic[Body]):
-    """Parses bodies of one type.
+    """Parses bodies of one type, in JSON or msgpack.
 
     Args:
         type_: a msgspec Struct.
@@ -61,6 +61,7 @@ class BodyDecoder(Generic[Body]):
 
     def __init__(self, type_: type[Body], forms: Mapping[str, str] | None = None) -> None:
         self._decoder = msgspec.json.Decoder(type_)
+        self._msgpack = msgspec.msgpack.Decoder(type_)
         self._forms = forms or {}
 
     def decode(self, body: bytes) -> Body:
@@ -88,10 +89,23 @@ class BodyDecoder(Generic[Body]):
             what = "is empty" if not body.strip() else f"is not valid JSON: {error}"
             raise MalformedRequest(f"The request body {what}.") from None
 
-    def _wrong_type(self, message: str) -> MalformedRequest:
+    def decode_msgpack(self, body: bytes) -> Body:
+        """Parse a body of msgpack.
+
+        Raises:
+            MalformedRequest: it is not msgpack, not a map, or a field has a wrong type.
+        """
+        try:
+            return self._msgpack.decode(body)
+        except msgspec.ValidationError as error:
+            raise self._wrong_type(str(error), "an object in msgpack") from None
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError included
+            raise MalformedRequest(f"The request body is not valid msgpack: {error}.") from None
+
+    def _wrong_type(self, message: str, form: str = "a JSON object") -> MalformedRequest:
         place = _PLACE.search(message)
         if place is None:
-            return MalformedRequest(f"The request body must be a JSON object: {message.lower()}.")
+            return MalformedRequest(f"The request body must be {form}: {message.lower()}.")
         param = re.split(r"[\[.]", place[1], maxsplit=1)[0]
         said = message[: place.start()]
         wanted = f" Send {self._forms[param]}." if param in self._forms else ""

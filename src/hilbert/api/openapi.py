@@ -14,13 +14,13 @@ from hilbert.api.classify import ClassifyBody
 from hilbert.api.cohere.errors import CohereDialect
 from hilbert.api.cohere.protocol import CohereError
 from hilbert.api.infinity.errors import InfinityDialect
-from hilbert.api.infinity.protocol import FormError
+from hilbert.api.infinity.protocol import FormError, InfinityEmbeddingsBody
 from hilbert.api.openai.protocol import EmbeddingsBody, ErrorBody
 from hilbert.api.rerank import RerankBody
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie.errors import SieDialect
-from hilbert.api.sie.protocol import EncodeBody, SieError
+from hilbert.api.sie.protocol import EncodeBody, ScoreBody, SieError
 
 _REF = "#/components/schemas/{name}"
 
@@ -37,9 +37,11 @@ _FAILURES = {
 _TEXTS = ["Hilbert's hotel always has room.", "One more guest."]
 _EXAMPLES: dict[Any, dict[str, Any]] = {
     EmbeddingsBody: {"model": "default", "input": _TEXTS},
+    InfinityEmbeddingsBody: {"model": "default", "input": _TEXTS},
     ClassifyBody: {"model": "default", "input": _TEXTS},
     ModelBody: {"model": "default"},
     RerankBody: {"model": "default", "query": "Where is room?", "documents": _TEXTS, "top_n": 1},
+    ScoreBody: {"query": {"text": "Where is room?"}, "items": [{"id": "a", "text": _TEXTS[0]}]},
     EncodeBody: {"items": [{"id": "a", "text": _TEXTS[0]}], "params": {"output_types": ["dense"]}},
 }
 
@@ -80,6 +82,8 @@ def _operation(route: Route, path: str, has_key: bool) -> dict[str, Any]:
         "operationId": "_".join([route.method.lower(), *re.findall(r"\w+", path)]),
         "responses": {"200": _success(route)},
     }
+    if route.is_deprecated:
+        operation["deprecated"] = True
     if has_key and not route.is_open:
         operation["security"] = [{"key": []}]
     if path.endswith("{id}"):

@@ -82,8 +82,7 @@ class RerankRoute:
         model = await model_for(call, self._models, order.model, Task.RERANK)
         result = await call.unless_gone(model.rerank(order.request))
         body = await written(8 * len(result.scores), self._to_json, order, result, model.name)
-        headers = ((b"x-hilbert-warning", result.warning.encode("ascii")),) if result.warning else ()
-        return Reply(body, headers=headers)
+        return Reply(body, headers=warning_headers(result))
 
     def _parse(self, raw: bytes) -> RerankOrder:
         body = _decoder.decode(raw)
@@ -100,7 +99,9 @@ class RerankRoute:
                 param="documents",
             )
         if body.top_n is not None and body.top_n < 1:
-            raise MalformedRequest(f"`top_n` is {body.top_n}; it must be 1 or more.", param="top_n")
+            raise MalformedRequest(
+                f"`top_n` is {body.top_n}; it must be 1 or more, or left out for all.", param="top_n"
+            )
         request = RerankRequest(
             _text(body.query, "query", None),
             tuple([_text(item, "documents", index) for index, item in enumerate(documents)]),
@@ -109,6 +110,11 @@ class RerankRoute:
             body.truncate is not False,
         )
         return RerankOrder(body.model, request, documents, body.return_documents is True)
+
+
+def warning_headers(result: RerankResult) -> tuple[tuple[bytes, bytes], ...]:
+    """What the caller should know beside the scores."""
+    return ((b"x-hilbert-warning", result.warning.encode("ascii")),) if result.warning else ()
 
 
 def scored(result: RerankResult) -> Iterator[tuple[int, float]]:

@@ -40,6 +40,7 @@ class Route:
         is_open: needs no key.
         summary: one line for the OpenAPI document; ``""`` leaves the route out of it.
         request, response: msgspec types of the bodies, for the document.
+        is_deprecated: the document advises against it.
     """
 
     method: str
@@ -50,6 +51,7 @@ class Route:
     summary: str = ""
     request: Any = None
     response: Any = None
+    is_deprecated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

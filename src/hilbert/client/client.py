@@ -12,6 +12,7 @@ from hilbert.client.wire import (
     DEFAULT_URL,
     FloatArray,
     Hit,
+    Input,
     LabelScore,
     classify_body,
     embed_body,
@@ -48,7 +49,7 @@ class Client:
 
     def embed(
         self,
-        texts: str | Sequence[str],
+        inputs: Input | Sequence[Input],
         model: str | None = None,
         *,
         dimensions: int | None = None,
@@ -56,17 +57,20 @@ class Client:
         prompt: str | None = None,
         input_type: str | None = None,
         truncate: bool = True,
+        modality: str | None = None,
     ) -> FloatArray:
-        """Vectors of `texts`, in their order.
+        """Vectors of `inputs`, in their order.
 
         Args:
-            texts: one text or several.
+            inputs: one or several: texts, and for a model that sees, images as the bytes or the `Path` of a
+                file, or the URL of one.
             model: which model; not needed where the server has one.
             dimensions: keep the first so many numbers, normalised again.
             prompt_name: one of the model's prompts; ``""`` for none.
             prompt: text to put before every input.
             input_type: ``"query"`` or ``"document"``.
             truncate: cut texts that are too long for the model; when false they are an error.
+            modality: ``"text"``, ``"image"`` or ``"audio"``: what all inputs are.
         Returns:
             ``[N, E]`` float32; one text gives ``[1, E]``.
         Raises:
@@ -76,13 +80,14 @@ class Client:
         response = self._http.post(
             f"{self._url}/embeddings",
             content=embed_body(
-                texts,
+                inputs,
                 model=model,
                 dimensions=dimensions,
                 prompt_name=prompt_name,
                 prompt=prompt,
                 input_type=input_type,
                 truncate=truncate,
+                modality=modality,
             ),
         )
         return read_vectors(_content_of(response))
@@ -167,7 +172,7 @@ class AsyncClient:
 
     async def embed(
         self,
-        texts: str | Sequence[str],
+        inputs: Input | Sequence[Input],
         model: str | None = None,
         *,
         dimensions: int | None = None,
@@ -175,18 +180,20 @@ class AsyncClient:
         prompt: str | None = None,
         input_type: str | None = None,
         truncate: bool = True,
+        modality: str | None = None,
     ) -> FloatArray:
         """As `Client.embed`."""
         response = await self._http.post(
             f"{self._url}/embeddings",
             content=embed_body(
-                texts,
+                inputs,
                 model=model,
                 dimensions=dimensions,
                 prompt_name=prompt_name,
                 prompt=prompt,
                 input_type=input_type,
                 truncate=truncate,
+                modality=modality,
             ),
         )
         return read_vectors(_content_of(response))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from hilbert import errors
 from hilbert.errors import ServingError
 
 FloatArray = npt.NDArray[np.float32]
+Input = str | bytes | Path
 DEFAULT_URL = "http://127.0.0.1:7997"
 
 
@@ -83,7 +85,7 @@ def headers(api_key: str | None) -> dict[str, str]:
 
 
 def embed_body(
-    texts: str | Sequence[str],
+    inputs: Input | Sequence[Input],
     *,
     model: str | None,
     dimensions: int | None,
@@ -91,10 +93,12 @@ def embed_body(
     prompt: str | None,
     input_type: str | None,
     truncate: bool,
+    modality: str | None,
 ) -> bytes:
-    """The JSON of one request; what is not asked for is not sent."""
+    """The JSON of one request; what is not asked for is not sent. Reads the files that are named."""
+    given = [inputs] if isinstance(inputs, str | bytes | Path) else list(inputs)
     fields = {
-        "input": [texts] if isinstance(texts, str) else list(texts),
+        "input": [_written(item, modality) for item in given],
         "encoding_format": "base64",
         "model": model,
         "dimensions": dimensions,
@@ -102,8 +106,17 @@ def embed_body(
         "prompt": prompt,
         "input_type": input_type,
         "truncate": None if truncate else False,
+        "modality": modality,
     }
     return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+
+
+def _written(item: Input, modality: str | None) -> str | dict[str, str]:
+    if isinstance(item, str):
+        return item
+    data = item.read_bytes() if isinstance(item, Path) else item
+    text = binascii.b2a_base64(data, newline=False).decode()
+    return text if modality else {"image": text}
 
 
 def rerank_body(

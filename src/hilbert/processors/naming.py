@@ -12,28 +12,31 @@ from hilbert.errors import ServingError
 
 
 @contextmanager
-def called(field: str, *, is_list: bool = True, shift: int = 0) -> Iterator[None]:
+def called(field: str, *, is_list: bool = True, shift: int = 0, of: str = "input") -> Iterator[None]:
     """Rename what is raised inside.
 
     Args:
         field: the field's name in the caller's request.
         is_list: whether it holds several inputs, so that errors name one by its place.
         shift: added to the places.
+        of: what it is called inside.
     """
     try:
         yield
     except ServingError as error:
-        raise renamed(error, field, is_list=is_list, shift=shift) from error
+        raise renamed(error, field, is_list=is_list, shift=shift, of=of) from error
 
 
-def renamed(error: ServingError, field: str, *, is_list: bool = True, shift: int = 0) -> ServingError:
+def renamed(
+    error: ServingError, field: str, *, is_list: bool = True, shift: int = 0, of: str = "input"
+) -> ServingError:
     """The same error about ``field[i]``, or ``field`` alone; errors about anything else are untouched."""
-    if error.param != "input" or error.index is None:
+    if error.param != of or error.index is None:
         return error
     index = error.index + shift
     place = f"{field}[{index}]" if is_list else field
     return type(error)(
-        error.message.replace(f"input[{error.index}]", place, 1),
+        error.message.replace(f"{of}[{error.index}]", place, 1),
         param=field,
         index=index if is_list else None,
         retry_after_seconds=error.retry_after_seconds,

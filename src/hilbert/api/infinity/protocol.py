@@ -1,17 +1,31 @@
-"""Infinity's bodies: OpenAI's, with an id and a time in the answer, and 0 for "all dimensions"."""
+"""Infinity's bodies: OpenAI's, with an id and a time in the answer, and a looser word for `dimensions`."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from typing import Annotated
 
 import msgspec
 import orjson
 
-from hilbert.api.body import Usage, usage
+from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about, usage
+from hilbert.api.inputs import INPUT_FORMS
 from hilbert.api.openai.protocol import Embedding, EmbeddingsBody
 from hilbert.api.rerank import RerankOrder, scored
 from hilbert.core import RerankResult
+
+
+class InfinityEmbeddingsBody(EmbeddingsBody, kw_only=True):
+    """A request for embeddings. Every field may be null; unknown fields are ignored."""
+
+    dimensions: Annotated[
+        int | str | None,
+        about(
+            "Keep the first so many numbers of each vector, and normalise again; 0 for all. A number as text "
+            "is read, too."
+        ),
+    ] = None  # type: ignore[assignment]  # wider on the wire; `decode` leaves numbers only
 
 
 class InfinityEmbeddingList(msgspec.Struct):
@@ -86,9 +100,28 @@ class FormError(msgspec.Struct):
     detail: list[FormDetail]
 
 
-def follow_infinity(body: EmbeddingsBody) -> EmbeddingsBody:
-    """Read a body as Infinity would: dimension 0 means all of them."""
-    return msgspec.structs.replace(body, dimensions=body.dimensions or None)
+_decoder = BodyDecoder(InfinityEmbeddingsBody, {"input": INPUT_FORMS})
+
+
+def decode(raw: bytes) -> EmbeddingsBody:
+    """Read a body as Infinity would: `dimensions` may be text, and 0 means all of them.
+
+    Raises:
+        MalformedRequest: it has another form.
+    """
+    body = _decoder.decode(raw)
+    return msgspec.structs.replace(body, dimensions=_number(body.dimensions) or None)
+
+
+def _number(value: int | str | None) -> int | None:
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise MalformedRequest(
+            f"`dimensions` is {value[:50]!r} of type str, and no number; send an integer.", param="dimensions"
+        ) from None
 
 
 def to_json(data: bytes, num_tokens: int, model: bytes) -> bytes:

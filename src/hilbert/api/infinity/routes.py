@@ -11,12 +11,12 @@ from hilbert.api.call import Call, Reply
 from hilbert.api.classify import Classification, ClassifyBody, ClassifyRoute
 from hilbert.api.infinity import protocol
 from hilbert.api.infinity.errors import InfinityDialect
-from hilbert.api.openai.protocol import EmbeddingsBody, SparseEmbeddingList
+from hilbert.api.openai.protocol import SparseEmbeddingList
 from hilbert.api.openai.routes import EmbeddingsRoute
 from hilbert.api.rerank import RerankBody, RerankRoute
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
-from hilbert.core import OutputType, Task
+from hilbert.core import Modality, OutputType, Task
 from hilbert.models import Entry, Registry
 
 # Infinity's names of what a model can do.
@@ -42,32 +42,28 @@ def infinity_routes(models: Registry, settings: ApiSettings, base: str) -> Itera
     yield Route(
         "POST",
         f"{base}/embeddings",
-        EmbeddingsRoute(models, settings, protocol.to_json, protocol.follow_infinity),
+        EmbeddingsRoute(models, settings, protocol.to_json, protocol.decode),
         dialect,
-        summary="Embed texts or token ids (Infinity's answer)",
-        request=EmbeddingsBody,
+        summary="Embed texts, token ids, images or sounds (Infinity's answer)",
+        request=protocol.InfinityEmbeddingsBody,
         response=protocol.InfinityEmbeddingList,
     )
     yield Route(
         "POST",
         f"{base}/embeddings_sparse",
-        EmbeddingsRoute(
-            models, settings, protocol.to_json, protocol.follow_infinity, output=OutputType.SPARSE
-        ),
+        EmbeddingsRoute(models, settings, protocol.to_json, protocol.decode, output=OutputType.SPARSE),
         dialect,
         summary="Weights of texts over the vocabulary",
-        request=EmbeddingsBody,
+        request=protocol.InfinityEmbeddingsBody,
         response=SparseEmbeddingList,
     )
     yield Route(
         "POST",
         f"{base}/embeddings/colbert",
-        EmbeddingsRoute(
-            models, settings, protocol.to_json, protocol.follow_infinity, output=OutputType.MULTIVECTOR
-        ),
+        EmbeddingsRoute(models, settings, protocol.to_json, protocol.decode, output=OutputType.MULTIVECTOR),
         dialect,
         summary="A vector for each token",
-        request=EmbeddingsBody,
+        request=protocol.InfinityEmbeddingsBody,
         response=protocol.InfinityEmbeddingList,
     )
     yield Route(
@@ -88,6 +84,17 @@ def infinity_routes(models: Registry, settings: ApiSettings, base: str) -> Itera
         request=ClassifyBody,
         response=Classification,
     )
+    for modality in (Modality.IMAGE, Modality.AUDIO):
+        yield Route(
+            "POST",
+            f"{base}/embeddings_{modality}",
+            EmbeddingsRoute(models, settings, protocol.to_json, protocol.decode, modality=modality),
+            dialect,
+            summary=f"As embeddings with modality {modality} (Infinity's answer)",
+            request=protocol.InfinityEmbeddingsBody,
+            response=protocol.InfinityEmbeddingList,
+            is_deprecated=True,
+        )
     yield Route(
         "GET",
         f"{base}/models",

@@ -12,22 +12,22 @@ from typing import Annotated, Any
 import msgspec
 
 from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about
+from hilbert.api.inputs import INPUT_FORMS, Given, to_inputs
 from hilbert.api.vectors import ENCODINGS, Encoding
-from hilbert.core import EmbedRequest, OutputDtype
+from hilbert.core import EmbedRequest, Modality, OutputDtype
 from hilbert.core.quantize import NumberArray
-from hilbert.core.request import IntArray
-from hilbert.errors import UnsupportedTask
-from hilbert.processors import token_array
-
-_INPUT_FORMS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
     """A request for embeddings. Every field may be null; unknown fields are ignored."""
 
     input: Annotated[
-        str | list[str | int | list[int]] | None,
-        about(f"What to embed: {_INPUT_FORMS} of the model's own tokenizer. Empty texts are embedded too."),
+        Given,
+        about(
+            f"What to embed: {INPUT_FORMS}. Token ids are those of the model's own tokenizer. Empty texts "
+            "are embedded too. A model that reads images takes their data URIs, and URLs that end as theirs "
+            "do, for images."
+        ),
     ] = None
     model: Annotated[str | None, about("The served model's name; with one model any name is accepted.")] = (
         None
@@ -62,7 +62,13 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
         ),
     ] = None
     normalize: Annotated[bool | None, about("Scale vectors to length 1 (default true).")] = None
-    modality: Annotated[str | None, about("`text`.")] = None
+    modality: Annotated[
+        str | None,
+        about(
+            "What all strings of `input` are: `text`, or `image` or `audio` as URLs, data URIs or base64. By "
+            "default each is what it looks like."
+        ),
+    ] = None
     user: Annotated[Any, about("Ignored.")] = None
 
 
@@ -116,24 +122,19 @@ class ErrorBody(msgspec.Struct):
     error: ErrorObject
 
 
-_decoder = BodyDecoder(EmbeddingsBody, {"input": _INPUT_FORMS})
+_decoder = BodyDecoder(EmbeddingsBody, {"input": INPUT_FORMS})
 decode = _decoder.decode
 
 
-def to_request(body: EmbeddingsBody, max_inputs: int) -> EmbedRequest:
+def to_request(body: EmbeddingsBody, max_inputs: int, modality: Modality | None) -> EmbedRequest:
     """What the model is asked, in the words of no dialect.
 
     Raises:
-        MalformedRequest: no input, too many, or a mixture of kinds; an unknown encoding.
-        UnsupportedTask: another modality than text.
+        MalformedRequest: no input, too many, or a mixture of kinds.
     """
-    if body.modality is not None and body.modality != "text":
-        raise UnsupportedTask(
-            f"modality {body.modality!r} is not served by this model; send text.", param="modality"
-        )
     dimensions = body.dimensions if body.dimensions is not None else body.output_dimension
     return EmbedRequest(
-        to_inputs(body.input, max_inputs),
+        to_inputs(body.input, max_inputs, modality),
         prompt=body.prompt,
         prompt_name=body.prompt_name,
         input_type=body.input_type,
@@ -141,39 +142,6 @@ def to_request(body: EmbeddingsBody, max_inputs: int) -> EmbedRequest:
         dimensions=dimensions,
         normalize=body.normalize is not False,
     )
-
-
-def to_inputs(value: str | list[str | int | list[int]] | None, max_inputs: int) -> tuple[str | IntArray, ...]:
-    """The inputs of a request: one text or id list alone counts as one.
-
-    Raises:
-        MalformedRequest: none, too many, or a mixture.
-    """
-    if isinstance(value, str):
-        return (value,)
-    if value is None:
-        raise MalformedRequest(f"`input` is missing; send {_INPUT_FORMS}.", param="input")
-    if not value:
-        raise MalformedRequest(f"`input` is an empty list; send {_INPUT_FORMS}.", param="input")
-    kind = type(value[0])
-    for index, item in enumerate(value):
-        if type(item) is not kind:
-            raise MalformedRequest(
-                f"`input` mixes kinds: input[0] is {_kind(value[0])} and input[{index}] is {_kind(item)}. "
-                f"Send {_INPUT_FORMS}.",
-                param="input",
-                index=index,
-            )
-    if kind is int:
-        return (_tokens(value, 0),)  # type: ignore[arg-type]  # all ints, checked above
-    if len(value) > max_inputs:
-        raise MalformedRequest(
-            f"`input` has {len(value)} items; one request may have {max_inputs} (--max-client-batch-size).",
-            param="input",
-        )
-    if kind is str:
-        return tuple(value)  # type: ignore[arg-type]  # all strings
-    return tuple(_tokens(ids, index) for index, ids in enumerate(value))  # type: ignore[arg-type]  # all lists
 
 
 def to_encoding(name: str | None) -> Encoding:
@@ -246,13 +214,3 @@ def to_raw(rows: NumberArray, num_tokens: int, model: str) -> tuple[bytes, bytes
         ]
     header = json.dumps(metadata, separators=(",", ":")).encode("ascii")  # headers carry no other characters
     return rows.astype(rows.dtype.newbyteorder("<"), copy=False).tobytes(), header
-
-
-def _tokens(ids: list[int], index: int) -> IntArray:
-    if not ids:
-        raise MalformedRequest(f"input[{index}] is an empty list of token ids.", param="input", index=index)
-    return token_array(ids, index)
-
-
-def _kind(item: object) -> str:
-    return "a string" if isinstance(item, str) else "a token id" if isinstance(item, int) else "a list"

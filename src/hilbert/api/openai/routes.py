@@ -12,26 +12,35 @@ from hilbert.api.call import Call, Reply
 from hilbert.api.cards import Model, ModelList, card, cards
 from hilbert.api.classify import Classification, ClassifyBody, ClassifyRoute
 from hilbert.api.exchange import model_for, parsed, written
+from hilbert.api.inputs import for_model, named_places, to_modality
 from hilbert.api.openai import protocol
 from hilbert.api.openai.errors import OpenAIDialect
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.vectors import Encoding, dense_items, numbers, sparse_items, token_items
-from hilbert.core import EmbedRequest, EncodeResult, OutputDtype, OutputType, Task
+from hilbert.core import EmbedRequest, EncodeResult, Modality, OutputDtype, OutputType, Task
 from hilbert.errors import InvalidInput, ModelNotFound
 from hilbert.models import Registry, ServedModel
 
+_MEDIA_TASKS = {Modality.IMAGE: Task.IMAGE_EMBED, Modality.AUDIO: Task.AUDIO_EMBED}
 _TASKS = {OutputType.SPARSE: Task.SPARSE_EMBED, OutputType.MULTIVECTOR: Task.MULTI_EMBED}
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """A body, read."""
+    """A body, read.
+
+    Attributes:
+        modality: what it says of all inputs.
+        named: places of the inputs that say it themselves.
+    """
 
     model: str | None
     encoding: Encoding
     dtype: OutputDtype | None
     request: EmbedRequest
+    modality: Modality | None
+    named: frozenset[int]
 
 
 class EmbeddingsRoute:
@@ -39,8 +48,9 @@ class EmbeddingsRoute:
 
     Args:
         to_json: writes the answer's body, given its items as JSON, the tokens and the model's name as JSON.
-        adapt: reads a body as the dialect means it.
+        decode: reads a body.
         output: the kind of vector; by default what the model is served for, dense or token vectors.
+        modality: what inputs are where the body does not say; by default what they look like.
     """
 
     def __init__(
@@ -48,23 +58,29 @@ class EmbeddingsRoute:
         models: Registry,
         settings: ApiSettings,
         to_json: Callable[[bytes, int, bytes], bytes],
-        adapt: Callable[[protocol.EmbeddingsBody], protocol.EmbeddingsBody] | None = None,
+        decode: Callable[[bytes], protocol.EmbeddingsBody] = protocol.decode,
         output: OutputType | None = None,
+        modality: Modality | None = None,
     ) -> None:
         self._models = models
         self._max_inputs = settings.max_client_batch_size
         self._max_body_bytes = settings.max_body_bytes
         self._to_json = to_json
-        self._adapt = adapt
+        self._decode = decode
         self._output = output
+        self._modality = modality
         self._task = Task.EMBED if output is None else _TASKS[output]
 
     async def __call__(self, call: Call) -> Reply:
-        """Embed texts or token ids."""
+        """Embed inputs."""
         order = await parsed(call, self._max_body_bytes, self._parse)
-        model = await model_for(call, self._models, order.model, self._task)
+        task = self._task if order.modality is None else _MEDIA_TASKS.get(order.modality, self._task)
+        model = await model_for(call, self._models, order.model, task)
         output = self._output or _output_of(model)
-        request = order.request
+        inputs = for_model(
+            order.request.inputs, order.named, order.modality, model.name, model.spec.modalities
+        )
+        request = replace(order.request, inputs=inputs)
         if output is not OutputType.DENSE:
             _check_form(order, output)
             request = replace(request, outputs=frozenset({output}))
@@ -76,11 +92,11 @@ class EmbeddingsRoute:
         return Reply(await written(result.num_numbers, self._write, order, model, result))
 
     def _parse(self, raw: bytes) -> _Order:
-        body = protocol.decode(raw)
-        if self._adapt is not None:
-            body = self._adapt(body)
+        body = self._decode(raw)
         encoding, dtype = protocol.to_encoding(body.encoding_format), protocol.to_dtype(body.output_dtype)
-        return _Order(body.model, encoding, dtype, protocol.to_request(body, self._max_inputs))
+        modality = to_modality(body.modality) or self._modality
+        request = protocol.to_request(body, self._max_inputs, modality)
+        return _Order(body.model, encoding, dtype, request, modality, named_places(body.input))
 
     def _write(self, order: _Order, model: ServedModel, result: EncodeResult) -> bytes:
         encoding, dtypes = order.encoding, (order.dtype, model.embedding_dtype)
@@ -134,7 +150,7 @@ def openai_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         f"{base}/embeddings",
         EmbeddingsRoute(models, settings, protocol.to_json),
         dialect,
-        summary="Embed texts or token ids",
+        summary="Embed texts, token ids, images or sounds",
         request=protocol.EmbeddingsBody,
         response=protocol.EmbeddingList,
     )
@@ -165,6 +181,17 @@ def openai_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         request=ClassifyBody,
         response=Classification,
     )
+    for modality in (Modality.IMAGE, Modality.AUDIO):
+        yield Route(
+            "POST",
+            f"{base}/embeddings_{modality}",
+            EmbeddingsRoute(models, settings, protocol.to_json, modality=modality),
+            dialect,
+            summary=f"As embeddings with modality {modality}",
+            request=protocol.EmbeddingsBody,
+            response=protocol.EmbeddingList,
+            is_deprecated=True,
+        )
     yield Route(
         "GET",
         f"{base}/models",

@@ -1,4 +1,4 @@
-"""The bodies of SIE's `encode`, and their translation to and from `core`."""
+"""The bodies of SIE's `encode` and `score`, and their translation to and from `core`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,44 @@ import msgspec
 import numpy as np
 import orjson
 
-from hilbert.api.body import BodyDecoder, MalformedRequest, about
-from hilbert.core import EmbedRequest, EncodeResult, OutputDtype, OutputType, SparseVector, quantize
+from hilbert.api.body import BodyDecoder, MalformedRequest, about, short_floats
+from hilbert.core import (
+    EmbedRequest,
+    EncodeResult,
+    Input,
+    Media,
+    MediaRef,
+    Modality,
+    OutputDtype,
+    OutputType,
+    RerankRequest,
+    RerankResult,
+    Scale,
+    SparseVector,
+    quantize,
+)
 from hilbert.core.quantize import NumberArray
 from hilbert.errors import UnsupportedTask
 
 _VECTORS = (OutputType.DENSE, OutputType.SPARSE, OutputType.MULTIVECTOR)
 
 
+class File(msgspec.Struct, kw_only=True):
+    """An image or a sound."""
+
+    data: Annotated[
+        Any, about("The file: in msgpack its bytes; in JSON an http(s) URL, a data URI or base64.")
+    ] = None
+    format: Annotated[str | None, about("Ignored: files say themselves what they are.")] = None
+
+
 class Item(msgspec.Struct, kw_only=True):
-    """One input; `text` is needed."""
+    """One input: a text, one image or a sound."""
 
     id: str | None = None
     text: str | None = None
-    images: list[Any] | None = None
-    audio: Any = None
+    images: list[File] | None = None
+    audio: File | None = None
     video: Any = None
     document: Any = None
 
@@ -48,6 +71,13 @@ class EncodeBody(msgspec.Struct, kw_only=True):
 
     items: Annotated[list[Item] | None, about("At least one.")] = None
     params: Params | None = None
+
+
+class ScoreBody(msgspec.Struct, kw_only=True):
+    """A query, and the items to order. Unknown fields are ignored."""
+
+    query: Annotated[Item | None, about("A text.")] = None
+    items: Annotated[list[Item] | None, about("At least one text.")] = None
 
 
 class Dense(msgspec.Struct):
@@ -102,6 +132,22 @@ class Encoded(msgspec.Struct):
     timing: SieTiming
 
 
+class Score(msgspec.Struct):
+    """One item; `rank` counts from 0."""
+
+    item_id: str
+    score: float
+    rank: int
+
+
+class Scored(msgspec.Struct):
+    """The items, best first."""
+
+    model: str
+    query_id: str | None
+    scores: list[Score]
+
+
 class SieDetail(msgspec.Struct):
     """What went wrong."""
 
@@ -115,7 +161,8 @@ class SieError(msgspec.Struct):
     detail: SieDetail
 
 
-decode = BodyDecoder(EncodeBody).decode
+encode_decoder = BodyDecoder(EncodeBody)
+score_decoder = BodyDecoder(ScoreBody)
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -126,21 +173,22 @@ class Order(msgspec.Struct, frozen=True):
     request: EmbedRequest
 
 
+class ScoreOrder(msgspec.Struct, frozen=True):
+    """A body, read. Items without an id are called by their place."""
+
+    query_id: str | None
+    ids: list[str]
+    request: RerankRequest
+
+
 def to_order(body: EncodeBody, max_items: int) -> Order:
     """What is asked, in the words of no dialect.
 
     Raises:
-        MalformedRequest: no items, too many, or one without text; an unknown type.
-        UnsupportedTask: an item is no text.
+        MalformedRequest: no items, too many, or an empty one; an unknown type.
+        UnsupportedTask: an item is of a kind that nothing here reads.
     """
-    items, params = body.items, body.params or Params()
-    if not items:
-        raise MalformedRequest("`items` needs at least one item with `text`.", param="items")
-    if len(items) > max_items:
-        raise MalformedRequest(
-            f"`items` has {len(items)} items; one request may have {max_items} (--max-client-batch-size).",
-            param="items",
-        )
+    items, params = _checked(body.items, max_items), body.params or Params()
     options = params.options or {}
     names = options.get("output_types", params.output_types)
     dtype = options.get("output_dtype", params.output_dtype)
@@ -150,7 +198,7 @@ def to_order(body: EncodeBody, max_items: int) -> Order:
         )
     is_query, normalize = options.get("is_query"), options.get("normalize")
     request = EmbedRequest(
-        tuple([_text(item, index) for index, item in enumerate(items)]),
+        tuple([_input(item, index) for index, item in enumerate(items)]),
         prompt=params.instruction,
         input_type=None if is_query is None else "query" if is_query else "document",
         normalize=normalize if isinstance(normalize, bool) else True,
@@ -171,19 +219,87 @@ def _outputs(names: Any) -> frozenset[OutputType]:
     return frozenset(map(OutputType, wanted))
 
 
-def _text(item: Item, index: int) -> str:
+def to_score_order(body: ScoreBody, max_items: int) -> ScoreOrder:
+    """What is asked, in the words of no dialect.
+
+    Raises:
+        MalformedRequest: no query, no items, too many, or one without text.
+        UnsupportedTask: one is no text.
+    """
+    items = _checked(body.items, max_items)
+    if body.query is None:
+        raise MalformedRequest("`query` is missing; send an item with `text`.", param="query")
+    query = _text(body.query, "query", None)
+    documents = tuple([_text(item, "items", index) for index, item in enumerate(items)])
+    ids = [item.id or f"item-{index}" for index, item in enumerate(items)]
+    return ScoreOrder(body.query.id, ids, RerankRequest(query, documents, scale=Scale.MODEL))
+
+
+def _checked(items: list[Item] | None, max_items: int) -> list[Item]:
+    if not items:
+        raise MalformedRequest("`items` needs at least one item.", param="items")
+    if len(items) > max_items:
+        raise MalformedRequest(
+            f"`items` has {len(items)} items; one request may have {max_items} (--max-client-batch-size).",
+            param="items",
+        )
+    return items
+
+
+def _input(item: Item, index: int) -> Input:
+    for kind in ("video", "document"):
+        if getattr(item, kind) is not None:
+            raise UnsupportedTask(
+                f"items[{index}] has {kind}; send text, one image or audio.", param="items", index=index
+            )
+    images = item.images or []
+    given: list[Input] = [] if item.text is None else [item.text]
+    given += [_media(Modality.IMAGE, image, index) for image in images]
+    given += [] if item.audio is None else [_media(Modality.AUDIO, item.audio, index)]
+    if len(given) == 1:
+        return given[0]
+    if not given:
+        raise MalformedRequest(
+            f"items[{index}] has no `text`, `images` or `audio`.", param="items", index=index
+        )
+    raise UnsupportedTask(
+        f"items[{index}] has {len(given)} of text, images and audio; a vector is of one: send an item for "
+        "each.",
+        param="items",
+        index=index,
+    )
+
+
+def _media(modality: Modality, file: File, index: int) -> Media | MediaRef:
+    if isinstance(file.data, bytes):
+        return Media(modality, file.data)
+    if isinstance(file.data, str):
+        return MediaRef(modality, file.data)
+    raise MalformedRequest(
+        f"items[{index}] has {modality} without `data`; send bytes, or in JSON a URL, a data URI or base64.",
+        param="items",
+        index=index,
+    )
+
+
+def _text(item: Item, field: str, index: int | None) -> str:
+    place = field if index is None else f"{field}[{index}]"
     for kind in ("images", "audio", "video", "document"):
         if getattr(item, kind):
-            raise UnsupportedTask(
-                f"items[{index}] has {kind}; this model encodes text.", param="items", index=index
-            )
+            raise UnsupportedTask(f"{place} has {kind}; scores are of texts.", param=field, index=index)
     if item.text is None:
-        raise MalformedRequest(f"items[{index}] has no `text`.", param="items", index=index)
+        raise MalformedRequest(f"{place} has no `text`.", param=field, index=index)
     return item.text
 
 
-def to_json(
-    order: Order, result: EncodeResult, dtype: OutputDtype, vocab_size: int, model: str, total_seconds: float
+def to_answer(
+    order: Order,
+    result: EncodeResult,
+    dtype: OutputDtype,
+    vocab_size: int,
+    model: str,
+    total_seconds: float,
+    is_msgpack: bool,
 ) -> bytes:
     """The answer's body."""
     dense = None if result.dense is None else quantize(result.dense, dtype)
@@ -199,8 +315,38 @@ def to_json(
             rows = result.multivector[place]
             item["multivector"] = _multivector(quantize(rows, dtype), rows.shape, dtype)
         items.append(item)
-    body = {"model": model, "items": items, "timing": timing_of(result, total_seconds)}
+    return to_bytes({"model": model, "items": items, "timing": timing_of(result, total_seconds)}, is_msgpack)
+
+
+def to_score_answer(order: ScoreOrder, result: RerankResult, model: str, is_msgpack: bool) -> bytes:
+    """The answer's body: the best first."""
+    ranked = zip(result.indices.tolist(), short_floats(result.scores), strict=True)
+    scores = [
+        {"item_id": order.ids[index], "score": score, "rank": rank}
+        for rank, (index, score) in enumerate(ranked)
+    ]
+    return to_bytes({"model": model, "query_id": order.query_id, "scores": scores}, is_msgpack)
+
+
+def to_bytes(body: dict[str, Any], is_msgpack: bool) -> bytes:
+    """JSON, or msgpack with arrays as the package msgpack-numpy writes them."""
+    if is_msgpack:
+        return msgspec.msgpack.encode(body, enc_hook=_packed)
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _packed(value: Any) -> dict[bytes, Any]:
+    # Source: the format of msgpack-numpy 0.4.8; its keys are bytes.
+    if not isinstance(value, np.ndarray):
+        raise NotImplementedError(type(value))
+    little = value.astype(value.dtype.newbyteorder("<"), copy=False)
+    return {
+        b"nd": True,
+        b"type": little.dtype.str,
+        b"kind": b"",
+        b"shape": value.shape,
+        b"data": little.tobytes(),
+    }
 
 
 def timing_of(result: EncodeResult, total_seconds: float) -> dict[str, float]:

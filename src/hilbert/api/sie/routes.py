@@ -1,19 +1,24 @@
-"""SIE's route for vectors of every kind."""
+"""SIE's routes: vectors of every kind, and scores, in JSON or in msgpack.
+
+A body is what its `Content-Type` says; the answer is JSON unless `Accept` names msgpack, as at SIE's
+gateway.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
-from hilbert.api.call import Call, Reply
+from hilbert.api.call import JSON, Call, Reply
 from hilbert.api.exchange import model_for, parsed, written
+from hilbert.api.rerank import warning_headers
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie import protocol
 from hilbert.api.sie.errors import SieDialect
 from hilbert.core import OutputType, Task
-from hilbert.errors import InvalidInput
 from hilbert.models import Registry, ServedModel
 from hilbert.processors import called
 
@@ -30,9 +35,7 @@ class EncodeRoute:
 
     async def __call__(self, call: Call) -> Reply:
         """Encode items, all outputs in one pass."""
-        if b"msgpack" in call.headers.get(b"content-type", b""):
-            raise InvalidInput("msgpack bodies are not read here; send JSON.")
-        order = await parsed(call, self._max_body_bytes, self._parse)
+        order = await parsed(call, self._max_body_bytes, partial(self._parse, _has_msgpack(call)))
         model = await model_for(call, self._models, call.tail, Task.EMBED)
         request = order.request
         if not request.outputs:
@@ -40,21 +43,62 @@ class EncodeRoute:
         with called("items"):
             result = await call.unless_gone(model.encode(request))
         seconds = time.perf_counter() - call.started
+        is_msgpack = _wants_msgpack(call)
         dtype = order.dtype or model.embedding_dtype
         body = await written(
             result.num_numbers,
-            protocol.to_json,
+            protocol.to_answer,
             order,
             result,
             dtype,
             model.spec.vocab_size,
             model.name,
             seconds,
+            is_msgpack,
         )
-        return Reply(body, headers=_timing_headers(protocol.timing_of(result, seconds)))
+        return Reply(body, 200, _media_type(is_msgpack), _timing_headers(protocol.timing_of(result, seconds)))
 
-    def _parse(self, raw: bytes) -> protocol.Order:
-        return protocol.to_order(protocol.decode(raw), self._max_items)
+    def _parse(self, is_msgpack: bool, raw: bytes) -> protocol.Order:
+        decoder = protocol.encode_decoder
+        body = decoder.decode_msgpack(raw) if is_msgpack else decoder.decode(raw)
+        return protocol.to_order(body, self._max_items)
+
+
+class ScoreRoute:
+    """Handles `POST /v1/score/{model}`."""
+
+    def __init__(self, models: Registry, settings: ApiSettings) -> None:
+        self._models = models
+        self._max_items = settings.max_client_batch_size
+        self._max_body_bytes = settings.max_body_bytes
+
+    async def __call__(self, call: Call) -> Reply:
+        """Order items by their relevance to a query."""
+        order = await parsed(call, self._max_body_bytes, partial(self._parse, _has_msgpack(call)))
+        model = await model_for(call, self._models, call.tail, Task.RERANK)
+        with called("items", of="documents"):
+            result = await call.unless_gone(model.rerank(order.request))
+        is_msgpack = _wants_msgpack(call)
+        write = protocol.to_score_answer
+        body = await written(8 * len(result.scores), write, order, result, model.name, is_msgpack)
+        return Reply(body, 200, _media_type(is_msgpack), warning_headers(result))
+
+    def _parse(self, is_msgpack: bool, raw: bytes) -> protocol.ScoreOrder:
+        decoder = protocol.score_decoder
+        body = decoder.decode_msgpack(raw) if is_msgpack else decoder.decode(raw)
+        return protocol.to_score_order(body, self._max_items)
+
+
+def _has_msgpack(call: Call) -> bool:
+    return b"msgpack" in call.headers.get(b"content-type", b"")
+
+
+def _wants_msgpack(call: Call) -> bool:
+    return b"msgpack" in call.headers.get(b"accept", b"")
+
+
+def _media_type(is_msgpack: bool) -> bytes:
+    return b"application/msgpack" if is_msgpack else JSON
 
 
 def _usual_output(model: ServedModel) -> OutputType:
@@ -81,4 +125,13 @@ def sie_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[R
         summary="Dense, sparse and token vectors from one pass (SIE's answer)",
         request=protocol.EncodeBody,
         response=protocol.Encoded,
+    )
+    yield Route(
+        "POST",
+        f"{base}/v1/score/*",
+        ScoreRoute(models, settings),
+        SieDialect(),
+        summary="Order texts by relevance (SIE's answer)",
+        request=protocol.ScoreBody,
+        response=protocol.Scored,
     )

@@ -1,0 +1,136 @@
+"""SIE's wire: msgpack with arrays both ways, and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from hilbert.api.sie.protocol import Encoded, Scored, SieError
+from hilbert.core import EmbedRequest, OutputDtype, OutputType, quantize
+from hilbert.processors import PairProcessor
+from hilbert.testing.runtime import fake_logits, fake_sparse, fake_token_vectors, fake_vector
+
+VECTORS = frozenset(OutputType) - {OutputType.LOGITS}
+MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack"}
+
+
+@pytest.fixture(scope="module")
+def m3(served: Any) -> Any:
+    with served(*VECTORS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reranker(served: Any) -> Any:
+    with served(OutputType.LOGITS, num_labels=1) as server:
+        yield server
+
+
+def unpacked(value: Any) -> Any:
+    """Arrays as the format of msgpack-numpy has them."""
+    if isinstance(value, list):
+        return [unpacked(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if b"nd" in value:
+        assert set(value) == {b"nd", b"type", b"kind", b"shape", b"data"} and value[b"kind"] == b""
+        return np.frombuffer(value[b"data"], value[b"type"]).reshape(value[b"shape"])
+    return {name: unpacked(item) for name, item in value.items()}
+
+
+def test_arrays_in_msgpack_are_those_of_the_json(m3, processor):
+    body = {"items": [{"id": "a", "text": "hej"}], "params": {"output_types": [*map(str, VECTORS)]}}
+    ids = processor.encode(EmbedRequest(("hej",)), 0)[0].input_ids
+    for dtype in ("float32", "float16", "int8", "binary"):
+        body["params"]["output_dtype"] = dtype
+        packed = m3.post("/v1/encode/m", content=msgspec.msgpack.encode(body), headers=MSGPACK)
+        assert packed.headers["content-type"] == "application/msgpack" and "x-total-time" in packed.headers
+        (item,) = unpacked(msgspec.msgpack.decode(packed.content))["items"]
+        rows = fake_vector(ids, 384)[None]
+        expected = quantize((rows / np.linalg.norm(rows)).astype(np.float32), OutputDtype(dtype))[0]
+        values = item["dense"]["values"]
+        assert values.dtype == expected.dtype and np.abs(values.astype(float) - expected).max() < 1e-3
+        assert item["sparse"]["indices"].tolist() == fake_sparse(ids).token_ids.tolist()
+        assert item["sparse"]["values"].dtype == np.float32
+        assert item["multivector"]["values"].shape[0] == len(fake_token_vectors(ids, 4))
+    mixed = m3.post("/v1/encode/m", body, headers={"accept": "application/json"})
+    assert msgspec.json.decode(mixed.content, type=Encoded).items[0].id == "a"
+    plain = m3.post("/v1/encode/m", body)
+    assert plain.headers["content-type"] == "application/json"
+
+
+def test_what_is_no_msgpack(m3):
+    for content, word in (
+        (b"", "msgpack"),
+        (b"\x81\xa5items", "not valid msgpack"),
+        (b"\xc1", "msgpack"),
+        (b"\x93\x01\x02\x03", "object"),
+        (msgspec.msgpack.encode({"items": [{"text": 3}]}), "items[0].text"),
+        (msgspec.msgpack.encode({"items": [{"images": ["x"]}]}), "items[0].images[0]"),
+        (b"\x91" * 100_000, "object"),
+        (b"\x81\xa1x" + b"\x91" * 100_000, "msgpack"),
+        (b'{"items": [{"text": "a"}]}', "msgpack"),
+    ):
+        reply = m3.post("/v1/encode/m", content=content, headers=MSGPACK)
+        assert reply.status_code == 400, reply.text
+        error = msgspec.json.decode(reply.content, type=SieError).detail
+        assert error.code == "INVALID_INPUT" and word in error.message, error.message
+
+
+def test_scores(reranker, processor):
+    texts = ["Aarhus er en by.", "Paris.", "Aarhus ligger i Jylland."]
+    items = [{"id": "a", "text": texts[0]}, {"text": texts[1]}, {"id": "c", "text": texts[2]}]
+    body = {"query": {"id": "q", "text": "hvor ligger Aarhus?"}, "items": items}
+    pairs = PairProcessor(processor).encode(body["query"]["text"], texts, True, 0).sequences
+    logits = np.array([fake_logits(s.input_ids, 1)[0] for s in pairs])
+    order = np.argsort(-logits, kind="stable")
+    for reply in (
+        reranker.post("/v1/score/any/name", body),
+        reranker.post("/v1/score/any/name", content=msgspec.msgpack.encode(body), headers=MSGPACK),
+    ):
+        assert reply.status_code == 200, reply.text
+        decode = msgspec.json if reply.headers["content-type"] == "application/json" else msgspec.msgpack
+        found = decode.decode(reply.content, type=Scored)
+        assert (found.query_id, found.model) == ("q", "all-MiniLM-L6-v2")
+        assert [s.item_id for s in found.scores] == [["a", "item-1", "c"][i] for i in order]
+        assert [s.rank for s in found.scores] == [0, 1, 2]
+        # The model's own activation: a sigmoid where one label is scored.
+        assert np.abs([s.score for s in found.scores] - 1 / (1 + np.exp(-logits[order]))).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"items": [{"text": "a"}]}, "`query` is missing"),
+        ({"query": {"id": "q"}, "items": [{"text": "a"}]}, "query has no `text`"),
+        ({"query": {"text": "q"}}, "`items` needs at least one"),
+        ({"query": {"text": "q"}, "items": []}, "`items` needs at least one"),
+        ({"query": {"text": "q"}, "items": [{"text": "a"}, {}]}, "items[1] has no `text`"),
+        ({"query": {"text": "q"}, "items": [{"images": [{"data": "x"}]}]}, "items[0] has images"),
+        ({"query": {"text": "q"}, "items": [{"text": "a"}] * 2049}, "2049"),
+        ({"query": {"text": "q"}, "items": [{"text": "a"}, {"text": "x" * 1_000_001}]}, "items[1]"),
+    ],
+)
+def test_scores_that_are_refused(reranker, body, words):
+    reply = reranker.post("/v1/score/m", body)
+    assert reply.status_code == 400, reply.text
+    assert words in msgspec.json.decode(reply.content, type=SieError).detail.message
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"documents": []}, ["`documents` is an empty list", "send"]),
+        ({"top_n": 0}, ["`top_n` is 0", "1 or more", "left out"]),
+        ({"documents": ["a"] * 2049}, ["2049 items", "2048", "--max-client-batch-size"]),
+    ],
+)
+def test_bad_calls_of_rerank_name_value_limit_and_remedy(reranker, more, words):
+    body = {"query": "q", "documents": ["a"], **more}
+    v1 = reranker.post("/v1/rerank", body)
+    assert v1.status_code == 400 and all(w in v1.json()["message"] for w in words), v1.text
+    bare = reranker.post("/rerank", body)
+    assert bare.status_code == 422 and all(w in bare.json()["detail"][0]["msg"] for w in words), bare.text

@@ -1,0 +1,109 @@
+"""A tiny CLIP behind a real server: data URIs, URLs, files and texts in one space, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hilbert import Model
+from hilbert.client import Client
+from hilbert.testing.towers import tiny_dual
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    pixels = np.random.default_rng(0)
+    for name, size in (("cat.png", (40, 56)), ("dog.jpg", (64, 33))):
+        Image.fromarray(pixels.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "broken.png").write_bytes((folder / "cat.png").read_bytes()[:200])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(pictures: Path) -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(pictures))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"http://localhost:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_dual("clip", tmp_path_factory.mktemp("models") / "tiny" / "clip"))
+
+
+def data_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred bytes that claims 65,535 by 65,535 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 65535, 65535, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100_000)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_a_clip_over_http(start: Any, clip: str, cache: str, site: str, pictures: Path) -> None:
+    flags = ("-m", clip, "--cache-dir", cache, "--dtype", "float32", "--fetch-private-hosts", "localhost")
+    server = start(*flags, "--max-fetch-bytes", "60000")
+    with Model(clip, dtype="float32", cache_dir=cache) as model:
+        cat, dog = model.embed_image([pictures / "cat.png", pictures / "dog.jpg"])
+        text = model.embed(["a red dress"], normalize=True)[0]
+    cat, dog = cat / np.linalg.norm(cat), dog / np.linalg.norm(dog)
+
+    def rows(reply: Any) -> np.ndarray:
+        assert reply.status_code == 200, reply.text
+        return np.array([item["embedding"] for item in reply.json()["data"]])
+
+    png = (pictures / "cat.png").read_bytes()
+    mixed = ["a red dress", f"{site}/dog.jpg", data_uri(png)]
+    for route in ("/v1/embeddings", "/embeddings"):
+        reply = server.post(mixed, route)
+        assert np.abs(rows(reply) - np.stack([text, dog, cat])).max() < 1e-4
+        assert reply.json()["usage"]["total_tokens"] > 2
+    alone = server.post([base64.b64encode(png).decode()], "/embeddings_image")
+    assert np.abs(rows(alone) - cat).max() < 1e-4
+    with Client(server.url) as client:
+        sent = client.embed(["a red dress", pictures / "dog.jpg", png])
+        assert np.abs(sent - np.stack([text, dog, cat])).max() < 1e-4
+
+    for source, words in (
+        (data_uri(b"no picture at all"), "input[1]"),
+        (data_uri(bomb()), "input[1]"),
+        (f"{site}/broken.png", "input[1]"),
+        (f"{site}/gone.png", "answered 404"),
+        ("http://10.0.0.1/cat.png", "public internet"),
+        ("data:audio/wav;base64,AAAA", "input[1] is audio"),
+    ):
+        reply = server.post(["text", source])
+        assert reply.status_code == 400 and words in reply.json()["error"]["message"], reply.text
+    assert rows(server.post(mixed)).shape == (3, len(cat))
+
+    closed = start(*flags, "--no-fetch-urls")
+    reply = closed.post([f"{site}/cat.png"])
+    assert reply.status_code == 400 and "--no-fetch-urls" in reply.json()["error"]["message"]
+    assert rows(closed.post([data_uri(png)])).shape == (1, len(cat))
