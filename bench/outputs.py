@@ -86,9 +86,9 @@ def make_clip(folder: Path) -> None:
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from hilbert.testing import tiny_clip
+    from hilbert.testing.towers import tiny_dual
 
-    tiny_clip(folder)  # its tokenizer
+    tiny_dual("clip", folder)  # its tokenizer
     vocabulary = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
     torch.manual_seed(0)
     config = CLIPConfig(text_config={"vocab_size": vocabulary}, vision_config={"patch_size": 32})
@@ -142,10 +142,8 @@ def measure_hilbert(kind: str, dtype: str, repeats: int) -> float:
             query, documents = query_and_documents()
             return timed(lambda: model.rerank(query, documents), repeats)
         if kind == "clip":
-            from hilbert.core import Media, Modality
-
-            pictures = [Media(Modality.IMAGE, data) for data in images()]
-            return timed(lambda: model.embed(pictures), repeats)
+            pictures = images()
+            return timed(lambda: model.embed_image(pictures), repeats)
         texts = texts_of(NUM_TEXTS[kind])
         if kind == "int8":
             return timed(lambda: model.embed(texts), repeats)
@@ -251,11 +249,12 @@ def ratios(medians: dict[str, float]) -> dict[str, float]:
     """How many times faster Hilbert is: against sentence-transformers' default and its best, and Infinity."""
     found = {}
     for kind in KINDS:
-        ours = medians.get(f"{kind} hilbert auto", medians.get(f"{kind} hilbert int8"))
+        mine = f"{kind} hilbert {'int8' if kind == 'int8' else 'auto'}"
+        ours = medians.get(mine)
         if ours is None:
             continue
         for name, seconds in medians.items():
-            if name.startswith(kind) and name != f"{kind} hilbert auto" and "HTTP" not in name:
+            if name.startswith(kind) and name != mine and "HTTP" not in name:
                 found[f"{kind}: against {name.removeprefix(kind + ' ')}"] = round(seconds / ours, 2)
     if "rerank HTTP hilbert" in medians and "rerank HTTP infinity-torch" in medians:
         ratio = medians["rerank HTTP infinity-torch"] / medians["rerank HTTP hilbert"]
