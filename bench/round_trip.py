@@ -65,7 +65,8 @@ def cpu_seconds(pid: int) -> float:
 async def measure(num_requests: int, num_connections: int, repeats: int) -> dict[str, float]:
     """One kind of load, several times; medians."""
     from hilbert.hub import resolve
-    from hilbert.worker.supervisor import Supervisor, SupervisorSettings
+    from hilbert.worker.settings import SupervisorSettings
+    from hilbert.worker.supervisor import Supervisor
 
     supervisor = Supervisor(SupervisorSettings(runtime_factory="round_trip:make", log_level="warning"))
     await supervisor.start()

@@ -10,7 +10,8 @@ import pytest
 from worker_house import FACTORY, House, children
 
 from hilbert.worker.frames import EngineLimits
-from hilbert.worker.supervisor import Restart, Supervisor, SupervisorSettings
+from hilbert.worker.settings import Restart, SupervisorSettings
+from hilbert.worker.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def anyio_backend():
 @pytest.fixture(autouse=True)
 def _find_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers find `worker_runtimes.py`."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,14 @@ from worker_house import FACTORY, children, is_alive, spec, until
 from hilbert.core import Request, Sequence
 from hilbert.runtimes.base import RuntimeSettings
 from hilbert.testing.runtime import fake_vector, tokens
+from hilbert.worker.settings import SupervisorSettings
 from hilbert.worker.spawn import prestart
-from hilbert.worker.supervisor import Supervisor, SupervisorSettings
+from hilbert.worker.supervisor import Supervisor
 
 FRONT = """
     import asyncio, os, sys
-    from hilbert.worker.supervisor import Supervisor, SupervisorSettings
+    from hilbert.worker.settings import SupervisorSettings
+    from hilbert.worker.supervisor import Supervisor
     from hilbert.runtimes.base import RuntimeSettings
     from worker_house import House, spec
     from worker_runtimes import *

@@ -89,7 +89,7 @@ async def test_token_vectors_of_2048_texts(open_house):
 async def on_first_part(house, act) -> asyncio.Task:
     """Ask for an answer of two frames; `act` when the first one has come, before anything else is read."""
     has_come = asyncio.Event()
-    take = house.supervisor._on_part
+    take = house.supervisor._desk._take_part
 
     def take_and_act(result, body):
         take(result, body)
@@ -97,7 +97,7 @@ async def on_first_part(house, act) -> asyncio.Task:
             has_come.set()
             act()
 
-    house.supervisor._on_part = take_and_act
+    house.supervisor._desk._take_part = take_and_act
     inputs = [list(range(n, n + 100)) for n in range(1024)]
     task = house.start(*inputs, outputs=TOKEN_VECTORS | {OutputType.DENSE})
     await asyncio.wait_for(has_come.wait(), PATIENCE)

@@ -14,7 +14,8 @@ from hilbert.runtimes.base import RuntimeSettings
 from hilbert.testing.runtime import check_fake_output, tokens
 from hilbert.worker.client import WorkerEngine
 from hilbert.worker.frames import EngineLimits
-from hilbert.worker.supervisor import Restart, Supervisor
+from hilbert.worker.settings import Restart
+from hilbert.worker.supervisor import Supervisor
 
 PATIENCE = 30.0  # seconds until a test gives up; nothing waits that long when all is well
 FACTORY = "worker_runtimes:make"

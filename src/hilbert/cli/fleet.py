@@ -78,7 +78,8 @@ class WorkerFleet:
     async def open(self, key: str, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
         """See `Fleet`."""
         from hilbert.worker.frames import EngineLimits
-        from hilbert.worker.supervisor import Supervisor, SupervisorSettings
+        from hilbert.worker.settings import SupervisorSettings
+        from hilbert.worker.supervisor import Supervisor
 
         device = device_of(model)
         supervisor = self._supervisors.get(device)

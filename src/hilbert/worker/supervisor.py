@@ -1,17 +1,12 @@
-"""Keeps one worker process running, and answers every request that was meant for it.
+"""Keeps one worker process running, and the models in it loaded.
 
-It decides when a worker counts as lost, when to start the next one, and when to stop hoping. What
-becomes of the requests is `ledger`'s decision. It does not know what a model is, nor HTTP.
+It decides when to start the next worker and when to stop hoping. When a worker counts as lost is `link`'s
+decision, and the requests lie on the `desk`. It does not know what a model is, nor HTTP.
 
 A worker is lost when its socket closes, when the process exits, when it reports a lost device, when it
 answers no ping for `worker_timeout_seconds` while the process lives (stopped, or a thread that keeps
 the GIL), or when a suspect on trial makes no progress. It is killed, with its process group, and
 replaced; every model is loaded again, in the order in which it came.
-
-The invariant: **every request that `post` accepted is answered exactly once**: with its vectors, with
-its own error, or, when no new worker is ready in time, with `WorkerLost`, which may be retried. "In
-time" is `recovery_seconds` after the loss was noticed or, when it was noticed at once, up to
-`worker_timeout_seconds` more. Deadlines of requests go on counting.
 
 Everything here runs on one event loop; the only other thread per worker waits for its exit.
 """
@@ -21,28 +16,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 
 import hilbert
 from hilbert.core import ModelSpec, Request
 from hilbert.engine import BatchStats, Health
-from hilbert.errors import (
-    EngineError,
-    ModelLoading,
-    RequestTimeout,
-    ServingError,
-    ShuttingDown,
-    WorkerLost,
-)
+from hilbert.errors import EngineError, ModelLoading, ServingError, ShuttingDown, WorkerLost
 from hilbert.runtimes.base import RuntimeSettings
-from hilbert.worker.answers import Parts, decode_result
 from hilbert.worker.client import Pending, WorkerEngine
+from hilbert.worker.desk import Desk
 from hilbert.worker.frames import (
     BatchReport,
-    Cancel,
     EngineLimits,
     Frame,
     FrameError,
@@ -58,66 +43,13 @@ from hilbert.worker.frames import (
     decode_error,
     encode,
     encode_load,
-    encode_submit,
 )
-from hilbert.worker.ledger import Ledger, Loss
+from hilbert.worker.ledger import Loss
 from hilbert.worker.link import End, Link
+from hilbert.worker.settings import Restart, SupervisorSettings
 from hilbert.worker.spawn import WorkerProcess, prestart
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisorSettings:
-    """How patient to be.
-
-    Attributes:
-        worker_timeout_seconds: a worker that gives no sign of life for so long, or computes one batch
-            for so long, is replaced.
-        first_load_timeout_seconds: the same limit while the first models are loaded and nobody is served
-            yet (importing torch from a cold disk holds the GIL).
-        recovery_seconds: how long callers wait for the new worker once a hang was noticed.
-        drain_seconds: how long `drain` lets requests finish.
-        exit_seconds: how long a worker that was told to exit may take before it is killed.
-        start_seconds: how long a new process may take to say hello.
-        slow_retry_seconds: pause between attempts after `max_fast_failures` in a row.
-        max_fast_failures: workers in a row that died while they started, before health is FAILED.
-        runtime_factory: ``"module:function"``, see `spawn.prestart`; for tests and for measuring.
-        preload: modules that a worker imports at its start.
-        log_level: of the workers, see `logs.log_to_stderr`.
-    """
-
-    worker_timeout_seconds: float = 30.0
-    first_load_timeout_seconds: float = 300.0
-    recovery_seconds: float = 4.0
-    drain_seconds: float = 30.0
-    exit_seconds: float = 5.0
-    start_seconds: float = 60.0
-    slow_retry_seconds: float = 10.0
-    max_fast_failures: int = 5
-    runtime_factory: str | None = None
-    preload: tuple[str, ...] = ()
-    log_level: str = "info"
-
-
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """A worker was lost.
-
-    Attributes:
-        loss: how.
-        reason: in words, for the log.
-        num_suspects: requests that were being computed.
-        num_convicted: requests that are blamed for it, and answered with an error.
-        num_waiting: requests that wait for the next worker.
-    """
-
-    loss: Loss
-    reason: str
-    num_suspects: int
-    num_convicted: int
-    num_waiting: int
-
 
 # The first restart is immediate; a second fast failure in a row waits so long, each further one doubles it.
 _FIRST_PAUSE_SECONDS = 0.1
@@ -126,10 +58,6 @@ _STABLE_SECONDS = 1.0
 # The more pings, the more exactly a hang is noticed; each costs some 50 microseconds.
 _PINGS_PER_LIMIT = 8
 _MAX_PING_SECONDS = 1.0
-# How long a suspect of a hang may compute without finishing a batch: it has been given a whole limit
-# before, and others wait behind it. Slow models get a multiple of the longest batch that they ever took.
-_MIN_TRIAL_SECONDS = 1.5
-_TRIAL_FACTOR = 4.0
 # A model whose loading has taken the worker down so often is not tried again with the others for a while.
 _MAX_LOST_LOADS = 2
 _FAILED_MODEL_PAUSE_SECONDS = 60.0
@@ -167,27 +95,16 @@ class Supervisor:
         self._by_number: dict[int, WorkerEngine] = {}
         self._loading: dict[int, asyncio.Future[None]] = {}  # first loads
         self._unloading: dict[int, asyncio.Future[None]] = {}
-        self._ledger = Ledger()
-        self._pending: dict[int, Pending] = {}
-        self._next_id = 1
+        self._desk = Desk(self._settings)
         self._next_number = 1
         self._is_draining = False
         self._is_closed = False
         self._has_given_up = False
         self._num_fast_failures = 0
-        self._last_loss: Loss | None = None
-        self._idle: asyncio.Future[None] | None = None
         # Of the present worker:
-        self._link: Link | None = None  # from its hello to its loss
         self._pid: int | None = None
         self._lived_seconds: float | None = None  # the last one, after it was ready
         self._ordered: list[int] = []  # loads that it has been told and not answered, in order
-        self._ready: set[int] = set()  # models that it has loaded
-        self._has_answered = False  # any request
-        # Timers:
-        self._trial_timer: asyncio.TimerHandle | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = math.inf
         self._task: asyncio.Task[None] | None = None
 
     # -- for the owner ----------------------------------------------------------------------------
@@ -198,9 +115,14 @@ class Supervisor:
         return self._pid
 
     @property
+    def _link(self) -> Link | None:
+        """The present worker, from its hello to its loss."""
+        return self._desk.link
+
+    @property
     def num_pending(self) -> int:
         """Requests that are not answered."""
-        return len(self._pending)
+        return self._desk.num_pending
 
     @property
     def models(self) -> dict[str, WorkerEngine]:
@@ -245,7 +167,7 @@ class Supervisor:
     ) -> WorkerEngine:
         """As `load`, without waiting: the engine's health is LOADING until it can answer."""
         if self._is_draining or self._is_closed:
-            raise ShuttingDown("the server is shutting down")
+            raise _shutting_down()
         if key in self._models:
             raise EngineError(f"model {key} is loaded already")
         limits = limits or EngineLimits(batch_timeout_seconds=self._settings.worker_timeout_seconds)
@@ -273,16 +195,13 @@ class Supervisor:
         engine = self._models.pop(key)
         engine.state = Health.DRAINING
         seconds = self._settings.drain_seconds if drain_seconds is None else drain_seconds
-        waiting = [p.future for p in self._pending.values() if p.model is engine]
-        if waiting:
-            await asyncio.wait(waiting, timeout=seconds)
-        for pending in [p for p in self._pending.values() if p.model is engine]:
-            self._settle(pending.id, ShuttingDown(f"model {key} is being unloaded"))
+        await self._desk.until_answered(engine, seconds)
+        self._desk.refuse_all(lambda: ShuttingDown(f"model {key} is being unloaded"), engine)
         del self._by_number[engine.number]
         engine.state = Health.STOPPED
         self._settle_load(engine, ShuttingDown(f"model {key} is being unloaded"))
         if self._link is not None:
-            self._ready.discard(engine.number)
+            self._desk.ready.discard(engine.number)
             done = self._unloading[engine.number] = self._loop.create_future()
             self._link.write(encode(Kind.UNLOAD, Unload(engine.number)))
             await done
@@ -291,13 +210,9 @@ class Supervisor:
         """Take no new requests, finish those that came, then end the worker. No process is left."""
         self._is_draining = True
         seconds = self._settings.drain_seconds if drain_seconds is None else drain_seconds
-        if self._pending:
-            self._idle = self._loop.create_future()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle, seconds)
+        await self._desk.until_idle(seconds)
         self._is_closed = True
-        for request_id in list(self._pending):
-            self._settle(request_id, ShuttingDown("the server is shutting down"))
+        self._desk.refuse_all(_shutting_down)
         if self._link is not None:
             self._link.write(encode(Kind.SHUTDOWN, Shutdown(0.0)))
             await self._link.until_exit(self._settings.exit_seconds)
@@ -314,13 +229,11 @@ class Supervisor:
         if self._first is not None:
             self._first.close()
             self._first = None
-        for request_id in list(self._pending):
-            self._settle(request_id, ShuttingDown("the server is shutting down"))
+        self._desk.refuse_all(_shutting_down)
         for engine in list(self._by_number.values()):
-            self._settle_load(engine, ShuttingDown("the server is shutting down"))
+            self._settle_load(engine, _shutting_down())
             engine.state = Health.STOPPED
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._desk.close()
 
     # -- for WorkerEngine -------------------------------------------------------------------------
 
@@ -335,8 +248,8 @@ class Supervisor:
         if self._has_given_up:
             return Health.FAILED
         is_ready = (
-            model.number in self._ready
-            and not self._ledger.has_suspects
+            model.number in self._desk.ready
+            and not self._desk.has_suspects
             and self._link is not None
             and self._link.is_responsive
         )
@@ -351,31 +264,11 @@ class Supervisor:
         """
         if self._is_draining or model.state is not Health.READY or self._has_given_up:
             raise self._refusal(model)
-        number = model.number
-        request_id = self._next_id
-        self._next_id += 1
-        pending = Pending(request_id, model, request, self._loop.create_future())
-        due = request.deadline
-        frame = encode_submit(number, request_id, request, monotonic())
-        if self._ledger.enter(request_id, number, self._ready) and self._link is not None:
-            self._link.write(frame)
-        else:
-            settings = self._settings
-            limit = monotonic() + settings.worker_timeout_seconds + settings.recovery_seconds
-            pending.give_up_at = limit
-            due = limit if due is None else min(due, limit)
-        self._pending[request_id] = pending
-        if due is not None and due < self._alarm_at:
-            self._set_alarm(due)
-        return pending
+        return self._desk.enter(model, request)
 
     def abandon(self, pending: Pending) -> None:
         """Nobody waits for it any more."""
-        if self._pending.pop(pending.id, None) is None:
-            return
-        if self._ledger.abandon(pending.id) and self._link is not None:
-            self._link.write(encode(Kind.CANCEL, Cancel(pending.model.number, pending.id)))
-        self._after_answer()
+        self._desk.abandon(pending)
 
     def _refusal(self, model: WorkerEngine) -> ServingError:
         if self._is_draining or model.state in (Health.DRAINING, Health.STOPPED):
@@ -423,56 +316,31 @@ class Supervisor:
             return await link.live()
         finally:
             self._lived_seconds = None if link.ready_at is None else monotonic() - link.ready_at
-            self._link = None
             self._pid = None
-            self._ready.clear()
-            if self._trial_timer is not None:
-                self._trial_timer.cancel()
+            self._desk.leave_worker()
 
     def _after_loss(self, end: End) -> None:
-        """Blame somebody for it, and bound the wait of everybody else."""
-        settings = self._settings
+        """Blame somebody for it, and tell the owner."""
         self.num_restarts += 1
-        self._last_loss = end.loss
         for done in self._unloading.values():
             done.set_result(None)  # what these models held is gone with the process
         self._unloading.clear()
-        convicted = self._ledger.lost(end.loss, end.running)
-        logger.error(
-            "the worker was lost: %s, %s; %d requests wait for the next one",
-            end.loss,
-            end.reason,
-            len(self._pending) - len(convicted),
-        )
-        for request_id in convicted:
-            self._settle(
-                request_id,
-                EngineError(
-                    "computing this request brought the worker process down twice, the second time alone "
-                    f"({end.reason}); sending it again will not help"
-                ),
-            )
-        limit = end.noticed_at + settings.recovery_seconds
-        if end.loss is not Loss.HUNG:
-            limit += settings.worker_timeout_seconds
-        for pending in self._pending.values():
-            pending.give_up_at = limit if pending.give_up_at is None else min(pending.give_up_at, limit)
-            pending.parts = None  # the next worker sends the answer from its beginning
-        self._set_alarm(limit)
+        num_convicted = self._desk.lose(end)
         if not end.running:
             self._blame_load()
         self._count_failure(end)
-        if self._num_fast_failures >= settings.max_fast_failures:
+        if self._num_fast_failures >= self._settings.max_fast_failures:
             self._give_up()
         if self._on_restart is not None:
+            num_suspects = len(end.running or ())
             self._on_restart(
-                Restart(end.loss, end.reason, len(end.running or ()), len(convicted), len(self._pending))
+                Restart(end.loss, end.reason, num_suspects, num_convicted, self._desk.num_pending)
             )
 
     def _count_failure(self, end: End) -> None:
         """Count the workers in a row that died at their start; what a request did does not count."""
         lived = self._lived_seconds
-        was_useful = self._has_answered or end.running != frozenset()
+        was_useful = self._desk.has_answered or end.running != frozenset()
         if lived is None or (lived < _STABLE_SECONDS and not was_useful):
             self._num_fast_failures += 1
         else:
@@ -504,8 +372,7 @@ class Supervisor:
 
     def _give_up(self) -> None:
         self._has_given_up = True
-        for request_id in list(self._pending):
-            self._settle(request_id, self._hopeless())
+        self._desk.refuse_all(self._hopeless)
         for engine in list(self._by_number.values()):
             self._settle_load(engine, self._hopeless())
 
@@ -520,7 +387,7 @@ class Supervisor:
     def _on_frame(self, link: Link, frame: Frame) -> None:
         meta = frame.meta
         if isinstance(meta, Result):
-            self._on_result(meta, frame.body)
+            self._desk.take(meta, frame.body)
         elif isinstance(meta, BatchReport):
             self._on_batch_report(meta)
         elif isinstance(meta, Loaded):
@@ -543,10 +410,10 @@ class Supervisor:
                 f"it is hilbert {hello.version} and this server is {hilbert.__version__}: restart the server",
             )
             return
-        self._link = link
+        self._desk.link = link
         link.write(encode(Kind.WELCOME, Welcome(self._settings.log_level)))
         self._ordered = []
-        self._has_answered = False
+        self._desk.has_answered = False
         self._set_patience()
         for engine in self._by_number.values():
             if engine.state in (Health.LOADING, Health.READY):
@@ -571,7 +438,7 @@ class Supervisor:
                 engine.failure = None
                 if engine.state is not Health.DRAINING:
                     engine.state = Health.READY
-                self._ready.add(engine.number)
+                self._desk.ready.add(engine.number)
                 self._settle_load(engine, None)
             else:
                 assert loaded.error is not None
@@ -582,32 +449,7 @@ class Supervisor:
                     self._set_failed(engine, error, self._settings.slow_retry_seconds)
         self._set_patience()
         self._note_ready()
-        self._pump()
-
-    def _on_result(self, result: Result, body: bytearray | memoryview) -> None:
-        self._has_answered = True
-        if result.num_part_sequences:
-            self._on_part(result, body)
-            return
-        pending = self._pending.pop(result.request, None)
-        may_send = self._ledger.answered(result.request)
-        if pending is not None and not pending.future.done():
-            request, parts = pending.request, pending.parts
-            if parts is None:
-                output = decode_result(result, body, request.id, len(request.sequences))
-            else:
-                output = parts.finish(result, body, len(request.sequences))
-            pending.future.set_result(output)
-        if may_send or not self._pending:
-            self._after_answer()
-
-    def _on_part(self, result: Result, body: bytearray | memoryview) -> None:
-        pending = self._pending.get(result.request)
-        if pending is None:  # nobody waits for it any more
-            return
-        if pending.parts is None:
-            pending.parts = Parts(pending.request.id)
-        pending.parts.add(result, body)
+        self._desk.pump()
 
     def _on_batch_report(self, report: BatchReport) -> None:
         engine = self._by_number.get(report.model)
@@ -635,7 +477,7 @@ class Supervisor:
     def _set_patience(self) -> None:
         if self._link is not None:
             # Where another model has callers, they are promised the usual limit.
-            is_first = not self._ready and any(number in self._loading for number in self._ordered)
+            is_first = not self._desk.ready and any(number in self._loading for number in self._ordered)
             settings = self._settings
             self._link.timeout_seconds = (
                 settings.first_load_timeout_seconds if is_first else settings.worker_timeout_seconds
@@ -659,8 +501,7 @@ class Supervisor:
         """A model that was loaded before cannot be loaded again: try later."""
         logger.error("model %s cannot be loaded again: %s", engine.key, error)
         engine.state, engine.failure = Health.FAILED, error
-        for pending in [p for p in self._pending.values() if p.model is engine]:
-            self._settle(pending.id, error)
+        self._desk.refuse_all(lambda: error, engine)
         self._loop.call_later(pause_seconds, self._load_again, engine)
 
     def _load_again(self, engine: WorkerEngine) -> None:
@@ -669,83 +510,6 @@ class Supervisor:
             engine.num_lost_loads = 0
             self._order_load(engine)
 
-    # -- sending and answering --------------------------------------------------------------------
 
-    def _pump(self) -> None:
-        """Send what may be sent."""
-        link = self._link
-        if link is None or link.is_lost:
-            return
-        now = monotonic()
-        for request_id in self._ledger.next_to_send(self._ready):
-            pending = self._pending[request_id]
-            pending.give_up_at = None
-            link.write(encode_submit(pending.model.number, request_id, pending.request, now))
-            if self._ledger.trial == request_id and self._last_loss is Loss.HUNG:
-                self._watch_trial(link, request_id, link.progress)
-
-    def _watch_trial(self, link: Link, request_id: int, progress: int) -> None:
-        """A suspect of a hang gets less time than a whole limit: others wait behind it."""
-        pending = self._pending.get(request_id)
-        longest = 0.0 if pending is None else pending.model.longest_batch_seconds
-        seconds = max(_MIN_TRIAL_SECONDS, _TRIAL_FACTOR * longest)
-
-        def look() -> None:
-            if self._ledger.trial != request_id or link.is_lost:
-                return
-            if link.progress == progress:
-                link.lose(
-                    Loss.HUNG, f"a request that ran when the last worker hung made no progress in {seconds} s"
-                )
-            else:
-                self._watch_trial(link, request_id, link.progress)
-
-        self._trial_timer = self._loop.call_later(seconds, look)
-
-    def _settle(self, request_id: int, error: ServingError) -> None:
-        """Answer a request with an error, wherever it is."""
-        pending = self._pending.pop(request_id, None)
-        if pending is None:
-            return
-        if self._ledger.abandon(request_id) and self._link is not None:
-            self._link.write(encode(Kind.CANCEL, Cancel(pending.model.number, request_id)))
-        if not pending.future.done():
-            pending.future.set_exception(error)
-        self._after_answer()
-
-    def _after_answer(self) -> None:
-        if self._ledger.has_waiting:
-            self._pump()
-        if not self._pending and self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
-
-    def _set_alarm(self, due: float) -> None:
-        """Look after deadlines at `due`, or earlier."""
-        if due < self._alarm_at:
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm_at = due
-            self._alarm = self._loop.call_later(max(0.0, due - monotonic()), self._ring)
-
-    def _ring(self) -> None:
-        self._alarm, self._alarm_at = None, math.inf
-        now = monotonic()
-        earliest = math.inf
-        for pending in list(self._pending.values()):
-            deadline = pending.request.deadline
-            if deadline is not None and deadline <= now:
-                self._settle(pending.id, RequestTimeout("the request was not answered within its time limit"))
-                continue
-            give_up_at = pending.give_up_at
-            if give_up_at is not None and give_up_at <= now:
-                self._settle(
-                    pending.id,
-                    WorkerLost(
-                        "the worker process was lost and no new one was ready in time",
-                        retry_after_seconds=1.0,
-                    ),
-                )
-                continue
-            earliest = min(earliest, deadline or math.inf, give_up_at or math.inf)
-        if earliest < math.inf:
-            self._set_alarm(earliest)
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("the server is shutting down")
