@@ -108,6 +108,10 @@ def test_scores(reranker, processor):
         ({"query": {"id": "q"}, "items": [{"text": "a"}]}, "query has no `text`"),
         ({"query": {"text": "q"}}, "`items` needs at least one"),
         ({"query": {"text": "q"}, "items": []}, "`items` needs at least one"),
+        (
+            {"query": {"text": "q"}, "items": [{"text": "a"}], "instruction": "i"},
+            "`instruction` is not heeded",
+        ),
         ({"query": {"text": "q"}, "items": [{"text": "a"}, {}]}, "items[1] has no `text`"),
         ({"query": {"text": "q"}, "items": [{"images": [{"data": "x"}]}]}, "items[0] has images"),
         ({"query": {"text": "q"}, "items": [{"text": "a"}] * 2049}, "2049"),

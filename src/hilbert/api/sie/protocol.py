@@ -78,6 +78,7 @@ class ScoreBody(msgspec.Struct, kw_only=True):
 
     query: Annotated[Item | None, about("A text.")] = None
     items: Annotated[list[Item] | None, about("At least one text.")] = None
+    instruction: Annotated[str | None, about("Refused: write it into the query.")] = None
 
 
 class Dense(msgspec.Struct):
@@ -224,8 +225,12 @@ def to_score_order(body: ScoreBody, max_items: int) -> ScoreOrder:
 
     Raises:
         MalformedRequest: no query, no items, too many, or one without text.
-        UnsupportedTask: one is no text.
+        UnsupportedTask: one is no text; an instruction, which no score here would heed.
     """
+    if body.instruction:
+        raise UnsupportedTask(
+            "`instruction` is not heeded in scores; write it into the query.", param="instruction"
+        )
     items = _checked(body.items, max_items)
     if body.query is None:
         raise MalformedRequest("`query` is missing; send an item with `text`.", param="query")
