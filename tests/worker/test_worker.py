@@ -9,7 +9,7 @@ import pytest
 import worker_runtimes as danger
 from worker_house import PATIENCE, spec, until
 
-from hilbert.engine import Health
+from hilbert.engine import EngineLimits, Health
 from hilbert.errors import (
     EngineError,
     ModelLoading,
@@ -18,7 +18,6 @@ from hilbert.errors import (
     UnsupportedArchitecture,
 )
 from hilbert.runtimes.base import RuntimeSettings
-from hilbert.worker.frames import EngineLimits
 
 pytestmark = pytest.mark.anyio
 

@@ -13,9 +13,8 @@ import worker_runtimes as danger
 from worker_house import PATIENCE, until
 
 from hilbert.core import OutputType
-from hilbert.engine import Health
+from hilbert.engine import EngineLimits, Health
 from hilbert.errors import InvalidInput, NonFiniteOutput, UnsupportedTask
-from hilbert.worker.frames import EngineLimits
 from hilbert.worker.ledger import Loss
 
 pytestmark = pytest.mark.anyio

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from hilbert.core import ModelSpec, Output, OutputType, Request, Sequence
 from hilbert.core.request import DENSE_ONLY
+from hilbert.engine import EngineLimits
 from hilbert.runtimes.base import RuntimeSettings
 from hilbert.testing.runtime import check_fake_output, tokens
 from hilbert.worker.client import WorkerEngine
-from hilbert.worker.frames import EngineLimits
 from hilbert.worker.settings import Restart
 from hilbert.worker.supervisor import Supervisor
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from hilbert.cli.runtime import runtime_settings
 from hilbert.config import ModelSettings, ServerSettings
 from hilbert.config.machine import resident_bytes
 from hilbert.core import ModelSpec, Output, Request
+from hilbert.engine import EngineLimits, start_engine
 from hilbert.engine.base import EngineHandle, Health
 from hilbert.engine.stats import BatchStats
 from hilbert.errors import EngineError, ModelLoading
@@ -62,6 +64,10 @@ def device_of(model: ModelSettings) -> str:
     return "cuda:0" if model.device == "cuda" else model.device
 
 
+def _limits(model: ModelSettings, settings: ServerSettings) -> EngineLimits:
+    return EngineLimits(model.max_batch_tokens, model.max_batch_requests, settings.worker_timeout)
+
+
 class WorkerFleet:
     """One supervised worker process per device."""
 
@@ -77,7 +83,6 @@ class WorkerFleet:
 
     async def open(self, key: str, model: ModelSettings, spec: ModelSpec) -> EngineHandle:
         """See `Fleet`."""
-        from hilbert.worker.frames import EngineLimits
         from hilbert.worker.settings import SupervisorSettings
         from hilbert.worker.supervisor import Supervisor
 
@@ -96,7 +101,7 @@ class WorkerFleet:
             )
             self._supervisors[device] = supervisor
             await supervisor.start()
-        limits = EngineLimits(model.max_batch_tokens, model.max_batch_requests, self._settings.worker_timeout)
+        limits = _limits(model, self._settings)
         engine = supervisor.begin_load(key, spec, runtime_settings(model, self._settings), limits)
         self._engines[key] = (supervisor, engine)
         return engine
@@ -146,9 +151,8 @@ class LocalFleet:
         return handle
 
     async def _load(self, handle: LoadingEngine, key: str, model: ModelSettings, spec: ModelSpec) -> None:
-        from hilbert.engine import Device, Engine, LocalEngine
+        from hilbert.engine import LocalEngine
         from hilbert.runtimes import load_runtime
-        from hilbert.scheduler import Scheduler
 
         try:
             with one_child(self._tracer):  # `to_thread` takes the context along
@@ -156,19 +160,9 @@ class LocalFleet:
         except BaseException:
             handle.has_failed = True
             raise
-        info = runtime.info
-        engine = Engine(
-            runtime,
-            Scheduler(
-                model.max_batch_tokens or info.max_batch_tokens,
-                model.max_batch_requests or info.max_batch_sequences,
-            ),
-            self._devices.setdefault(info.device, Device(info.device)),
-            batch_timeout_seconds=self._settings.worker_timeout,
-            name=key,
-            on_batch=lambda stats: self._on_batch(key, stats),
-        )
-        engine.start()
+        limits = _limits(model, self._settings)
+        on_batch = partial(self._on_batch, key)
+        engine = start_engine(runtime, limits, self._devices, key, on_batch=on_batch)
         handle.loaded = LocalEngine(engine)
 
     async def wait_loaded(self, key: str) -> None:

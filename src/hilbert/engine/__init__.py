@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from hilbert.engine.base import EngineHandle, Health, has_rows, raise_if_failed
 from hilbert.engine.device import Device
 from hilbert.engine.engine import Engine
+from hilbert.engine.start import EngineLimits, start_engine
 from hilbert.engine.stats import BatchStats
 
 if TYPE_CHECKING:
@@ -15,10 +16,12 @@ __all__ = [
     "Device",
     "Engine",
     "EngineHandle",
+    "EngineLimits",
     "Health",
     "LocalEngine",
     "has_rows",
     "raise_if_failed",
+    "start_engine",
 ]
 
 

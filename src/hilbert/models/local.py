@@ -42,7 +42,7 @@ from hilbert.core import (
     with_task,
 )
 from hilbert.core.request import FloatArray, IntArray
-from hilbert.engine import Device, Engine, LocalEngine
+from hilbert.engine import Engine, EngineLimits, LocalEngine, start_engine
 from hilbert.errors import InvalidInput, MediaError, ServingError
 from hilbert.models.served import ServedModel
 from hilbert.models.tokenizers import load_processor
@@ -50,7 +50,7 @@ from hilbert.processors import token_array
 from hilbert.processors.media import MAX_REQUEST_BYTES
 from hilbert.runtimes import load_runtime
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
-from hilbert.scheduler import Admission, Scheduler
+from hilbert.scheduler import Admission
 
 T = TypeVar("T")
 Text = str | AbstractSequence[int] | IntArray
@@ -160,11 +160,7 @@ class Model:
             spec = with_task(spec, Task(task))
         processor = load_processor(spec, cache_dir)
         runtime: Runtime[Any] = load_runtime(spec, settings)
-        budget = max_batch_tokens or runtime.info.max_batch_tokens
-        running = Engine(
-            runtime, Scheduler(budget, runtime.info.max_batch_sequences), Device(), name=spec.model_id
-        )
-        running.start()
+        running = start_engine(runtime, EngineLimits(max_batch_tokens), {}, spec.model_id)
         self._info = runtime.info
         # A caller in this process is not refused: it waits for itself only.
         admission = Admission(sys.maxsize, sys.maxsize)

@@ -6,11 +6,10 @@ import asyncio
 from typing import Protocol
 
 from hilbert.core import ModelSpec, Output, Request
-from hilbert.engine import Health, raise_if_failed
+from hilbert.engine import EngineLimits, Health, raise_if_failed
 from hilbert.errors import EngineError
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
 from hilbert.worker.answers import Parts
-from hilbert.worker.frames import EngineLimits
 
 
 class Pending:

@@ -27,6 +27,7 @@ import numpy as np
 from hilbert import errors
 from hilbert.core import Modality, ModelSpec, OutputType, Request, Sequence
 from hilbert.core.request import FloatArray
+from hilbert.engine.start import EngineLimits
 from hilbert.engine.stats import BatchStats
 from hilbert.errors import EngineError, ServingError
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
@@ -74,20 +75,6 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
     """What a worker must know that was started before anybody had read the settings."""
 
     log_level: str
-
-
-class EngineLimits(msgspec.Struct, frozen=True, array_like=True):
-    """What one batch may hold and how long it may take.
-
-    Attributes:
-        max_batch_tokens: tokens; None takes what the runtime recommends.
-        max_batch_sequences: texts; None takes the scheduler's default.
-        batch_timeout_seconds: a batch that runs longer means that the device hangs.
-    """
-
-    max_batch_tokens: int | None = None
-    max_batch_sequences: int | None = None
-    batch_timeout_seconds: float = 120.0
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):

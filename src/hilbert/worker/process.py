@@ -28,12 +28,11 @@ from typing import Any
 
 import hilbert
 from hilbert.core import Batch, BatchOutput, ModelSpec, Output, Request
-from hilbert.engine import BatchStats, Device, Engine, has_rows
+from hilbert.engine import BatchStats, Device, Engine, has_rows, start_engine
 from hilbert.errors import EngineError, ServingError, WorkerLost
 from hilbert.logs import log_to_stderr
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.tracing import Tracer, one_child
-from hilbert.scheduler import Scheduler
 from hilbert.worker.answers import encode_result
 from hilbert.worker.frames import (
     BatchReport,
@@ -367,19 +366,14 @@ class Worker:
         self._channel.send(encode(Kind.LOADED, Loaded(order.model, info=runtime.info)))
 
     def _start_engine(self, order: Load, runtime: WatchedRuntime) -> Engine[Any]:
-        limits, info, number = order.limits, runtime.info, order.model
-        max_batch_tokens = limits.max_batch_tokens or info.max_batch_tokens
-        engine: Engine[Any] = Engine(
+        return start_engine(
             runtime,
-            Scheduler(max_batch_tokens, limits.max_batch_sequences or info.max_batch_sequences),
-            self._devices.setdefault(info.device, Device(info.device)),
-            batch_timeout_seconds=limits.batch_timeout_seconds,
-            name=order.key,
-            on_batch=lambda stats: self._report_batch(number, stats),
-            on_failed=lambda error: self._fail(number, runtime, error),
+            order.limits,
+            self._devices,
+            order.key,
+            on_batch=lambda stats: self._report_batch(order.model, stats),
+            on_failed=lambda error: self._fail(order.model, runtime, error),
         )
-        engine.start()
-        return engine
 
     def _unload(self, order: Unload) -> None:
         model = self._models.pop(order.model, None)

@@ -21,14 +21,13 @@ from time import monotonic
 
 import hilbert
 from hilbert.core import ModelSpec, Request
-from hilbert.engine import BatchStats, Health
+from hilbert.engine import BatchStats, EngineLimits, Health
 from hilbert.errors import EngineError, ModelLoading, ServingError, ShuttingDown, WorkerLost
 from hilbert.runtimes.base import RuntimeSettings
 from hilbert.worker.client import Pending, WorkerEngine
 from hilbert.worker.desk import Desk
 from hilbert.worker.frames import (
     BatchReport,
-    EngineLimits,
     Frame,
     FrameError,
     HealthReport,
