@@ -207,6 +207,36 @@ FAMILIES: dict[str, Family] = {
         pooling="lasttoken",
         padding_side="left",
     ),
+    "qwen2": Family(
+        {
+            "max_position_embeddings": MAX_POSITIONS,
+            "num_key_value_heads": 2,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        },
+        partial(
+            byte_level_bpe, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], [], ["<|endoftext|>"], nfc=True
+        ),
+        {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+        pooling="lasttoken",
+        padding_side="left",
+    ),
+    "gemma": Family(
+        {
+            "max_position_embeddings": MAX_POSITIONS,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "bos_token_id": 2,
+        },
+        partial(byte_fallback_bpe, ["<pad>", "<eos>", "<bos>", "<unk>"], ["<bos>"], []),
+        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"},
+        pooling="lasttoken",
+        padding_side="left",
+    ),
     "mistral": Family(
         {
             "max_position_embeddings": MAX_POSITIONS,
@@ -241,7 +271,22 @@ FAMILIES: dict[str, Family] = {
         dense=(Dense(2 * HIDDEN_SIZE, False, IDENTITY), Dense(HIDDEN_SIZE, False, IDENTITY)),
     ),
 }
-_HEAD_CLASSES = {"classifier": "AutoModelForSequenceClassification", "splade": "AutoModelForMaskedLM"}
+_HEAD_CLASSES = {
+    "classifier": "AutoModelForSequenceClassification",
+    "splade": "AutoModelForMaskedLM",
+    "routed": "AutoModelForMaskedLM",
+    "logit_score": "AutoModelForCausalLM",
+}
+# Every transformer module that sentence-transformers 6 writes is this one.
+_TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
+PAIR_TEMPLATE = """{%- set wish = namespace(text="one that answers the query") %}
+{%- for message in messages if message.role == "system" %}{% set wish.text = message.content %}{% endfor %}
+{{- bos_token }}Find {{ wish.text }}.
+Query: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}
+Document: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}
+Is it one? yes or no:
+"""
+"""The chat template of a tiny language model that reranks."""
 STATIC_FAMILIES = ("static", "model2vec")
 """The families without a transformer; `FAMILIES` has the others."""
 
@@ -430,7 +475,9 @@ def tiny_model(
         weights: ``"safetensors"``, ``"shards"`` (several files and an index) or ``"bin"`` (a pickle).
         head: ``""`` for dense vectors; ``"classifier"`` (with `num_labels`) for rerankers and classifiers,
             without modules.json; ``"splade"``; ``"colbert"``: a projection to 24 numbers; ``"m3"``: bge-m3's
-            two linear layers beside the dense vector.
+            two linear layers beside the dense vector; ``"logit_score"``: a language model that reranks;
+            ``"score"``: a cross-encoder that pools; ``"csr"``: 12 of 256 learned features; ``"routed"``:
+            SPLADE documents and static queries.
         attend: whether a late-interaction query attends to its filling.
         config_overrides: values of config.json.
     Raises:
@@ -448,12 +495,29 @@ def tiny_model(
 
     recipe = FAMILIES[family]
     tokenizer = recipe.tokenizer()
+    if head == "logit_score":
+        tokenizer.add_tokens(["yes"])
+    root = folder
+    if head == "routed":
+        folder = root / "document_0_Transformer"
+        folder.mkdir(exist_ok=True)
     size = _save_transformer(
         family, recipe, folder, tokenizer.get_vocab_size(), seed, config_overrides, weights, head
     )
     _save_tokenizer(folder, tokenizer, recipe, model_max_length)
+    if head == "logit_score":
+        (folder / "chat_template.jinja").write_text(PAIR_TEMPLATE, encoding="utf-8")
     if layout == "plain" or head == "classifier":
         return folder
+    if head == "logit_score":
+        vocabulary = tokenizer.get_vocab()
+        return _logit_score_layout(folder, (vocabulary["yes"], vocabulary["no"]), settings)
+    if head == "routed":
+        return _routed_layout(root, tokenizer.get_vocab_size(), seed, settings)
+    if head == "csr":
+        return _sparse_code_layout(folder, size, seed, settings)
+    if head == "score":
+        return _score_layout(folder, size, seed, settings)
     if head in ("splade", "colbert"):
         return _late_layout(folder, head, size, seed, settings, attend)
     if head == "m3":
@@ -482,21 +546,129 @@ def tiny_model(
     return folder
 
 
+def _save_modules(
+    folder: Path, modules: Sequence[tuple[str, str]], kind: str, settings: Mapping[str, Any]
+) -> Path:
+    """modules.json and config_sentence_transformers.json, as sentence-transformers 6 writes them.
+
+    Args:
+        folder: of the repository.
+        modules: folder and class of each.
+        kind: the class that loads it.
+        settings: more of config_sentence_transformers.json.
+    """
+    _write(
+        folder / "modules.json",
+        [{"idx": i, "name": str(i), "path": p, "type": t} for i, (p, t) in enumerate(modules)],
+    )
+    versions = {"sentence_transformers": "6.2.0", "transformers": "5.23.0", "pytorch": "2.13.0"}
+    config = {"__version__": versions, "model_type": kind, **settings}
+    _write(folder / "config_sentence_transformers.json", config)
+    return folder
+
+
+def _transformer_settings(task: str, output: str, name: str) -> dict[str, Any]:
+    """sentence_bert_config.json of a Transformer module."""
+    return {
+        "transformer_task": task,
+        "modality_config": {"text": {"method": "forward", "method_output_name": output}},
+        "module_output_name": name,
+    }
+
+
+def _logit_score_layout(folder: Path, answers: tuple[int, int], settings: Mapping[str, Any]) -> Path:
+    transformer = _transformer_settings("text-generation", "logits", "causal_logits")
+    transformer["modality_config"]["message"] = transformer["modality_config"]["text"] | {"format": "flat"}
+    _write(folder / "sentence_bert_config.json", transformer)
+    ids = dict(zip(("true_token_id", "false_token_id"), answers, strict=True))
+    _write(folder / "1_LogitScore" / "config.json", ids)
+    score = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
+    return _save_modules(folder, [("", _TRANSFORMER), ("1_LogitScore", score)], "CrossEncoder", settings)
+
+
+def _pooled_modules(folder: Path, size: int) -> list[tuple[str, str]]:
+    settings = _transformer_settings("feature-extraction", "last_hidden_state", "token_embeddings")
+    _write(folder / "sentence_bert_config.json", settings)
+    _write(folder / "1_Pooling" / "config.json", {"embedding_dimension": size, "pooling_mode": "mean"})
+    pooling = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+    return [("", _TRANSFORMER), ("1_Pooling", pooling)]
+
+
+def _score_layout(folder: Path, size: int, seed: int, settings: Mapping[str, Any]) -> Path:
+    modules = _pooled_modules(folder, size)
+    dense = "sentence_transformers.base.modules.dense.Dense"
+    _save_dense(folder / "2_Dense", Dense(32, True, TANH), size, seed)
+    _save_dense(folder / "3_Dense", Dense(1, True, IDENTITY), 32, seed + 1)
+    written = json.loads((folder / "3_Dense" / "config.json").read_text())
+    _write(folder / "3_Dense" / "config.json", written | {"module_output_name": "scores"})
+    return _save_modules(folder, [*modules, ("2_Dense", dense), ("3_Dense", dense)], "CrossEncoder", settings)
+
+
+def _sparse_code_layout(folder: Path, size: int, seed: int, settings: Mapping[str, Any]) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    modules = _pooled_modules(folder, size)
+    path, width, generator = folder / "2_SparseAutoEncoder", 256, torch.Generator().manual_seed(seed + 5)
+    _write(path / "config.json", {"input_dim": size, "hidden_dim": width, "k": 12, "normalize": True})
+    tensors = {
+        "pre_bias": VECTOR_STD * torch.randn(size, generator=generator),
+        "latent_bias": VECTOR_STD * torch.randn(width, generator=generator),
+        # The encoder's weight is the same tensor, which safetensors stores once, under this name.
+        "decoder.linear.weight": MATRIX_STD * torch.randn((width, size), generator=generator),
+        "stats_last_nonzero": torch.zeros(width, dtype=torch.long),
+    }
+    save_file(tensors, path / "model.safetensors")
+    code = "sentence_transformers.sparse_encoder.modules.sparse_auto_encoder.SparseAutoEncoder"
+    settings = {**settings, "similarity_fn_name": None}
+    return _save_modules(folder, [*modules, (path.name, code)], "SparseEncoder", settings)
+
+
+def _routed_layout(folder: Path, vocab_size: int, seed: int, settings: Mapping[str, Any]) -> Path:
+    import shutil
+
+    import torch
+    from safetensors.torch import save_file
+
+    document = folder / "document_0_Transformer"
+    settings_file = _transformer_settings("fill-mask", "logits", "token_embeddings")
+    _write(document / "sentence_bert_config.json", settings_file)
+    _write(
+        folder / "document_1_SpladePooling" / "config.json",
+        {"pooling_strategy": "max", "activation_function": "log1p_relu", "embedding_dimension": None},
+    )
+    query = folder / "query_0_SparseStaticEmbedding"
+    _write(query / "config.json", {"frozen": False})
+    weights = torch.rand(vocab_size, generator=torch.Generator().manual_seed(seed + 3)) * 5
+    save_file({"weight": weights}, query / "model.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(document / name, query / name)
+    modules = "sentence_transformers.sparse_encoder.modules"
+    types = {
+        query.name: f"{modules}.sparse_static_embedding.SparseStaticEmbedding",
+        document.name: _TRANSFORMER,
+        "document_1_SpladePooling": f"{modules}.splade_pooling.SpladePooling",
+    }
+    structure = {"query": [query.name], "document": [document.name, "document_1_SpladePooling"]}
+    parameters = {"default_route": "document", "allow_empty_key": True, "route_mappings": {}}
+    router = {"types": types, "structure": structure, "parameters": parameters}
+    _write(folder / "router_config.json", router)
+    settings = {**settings, "similarity_fn_name": None}
+    return _save_modules(
+        folder, [("", "sentence_transformers.base.modules.router.Router")], "SparseEncoder", settings
+    )
+
+
 def _late_layout(
     folder: Path, head: str, size: int, seed: int, settings: Mapping[str, Any], attend: bool
 ) -> Path:
     """modules.json of a SparseEncoder or a MultiVectorEncoder, as sentence-transformers 6 writes them."""
     import string
 
-    first = "sentence_transformers.base.modules.transformer.Transformer"
     task, output = (
         ("fill-mask", "logits") if head == "splade" else ("feature-extraction", "last_hidden_state")
     )
-    transformer: dict[str, Any] = {
-        "transformer_task": task,
-        "modality_config": {"text": {"method": "forward", "method_output_name": output}},
-        "module_output_name": "token_embeddings",
-    }
+    transformer = _transformer_settings(task, output, "token_embeddings")
     if head == "splade":
         modules = [("1_SpladePooling", "sentence_transformers.sparse_encoder.modules.SpladePooling")]
         _write(
@@ -517,16 +689,10 @@ def _late_layout(
         _write(folder / "2_MultiVectorMask" / "config.json", {"skiplist_words": list(string.punctuation)})
         _write(folder / "3_Normalize" / "config.json", names)
     _write(folder / "sentence_bert_config.json", transformer)
-    listed = [("", first), *modules]
-    _write(
-        folder / "modules.json",
-        [{"idx": i, "name": str(i), "path": p, "type": t} for i, (p, t) in enumerate(listed)],
-    )
     kind = "SparseEncoder" if head == "splade" else "MultiVectorEncoder"
-    versions = {"sentence_transformers": "6.2.0", "transformers": "5.23.0", "pytorch": "2.13.0"}
-    config = {"__version__": versions, "model_type": kind, **settings, "similarity_fn_name": None}
-    _write(folder / "config_sentence_transformers.json", config)
-    return folder
+    return _save_modules(
+        folder, [("", _TRANSFORMER), *modules], kind, {**settings, "similarity_fn_name": None}
+    )
 
 
 def _save_m3_heads(folder: Path, size: int, seed: int) -> None:
