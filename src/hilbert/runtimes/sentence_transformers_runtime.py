@@ -1,8 +1,10 @@
 """The last resort: sentence-transformers itself, on batches of equal length.
 
-For models that can be neither packed nor traced. Sequences of equal length run together, so that there is
-no padding that a module unknown to us (a convolution, say) might let into a vector. The tokens still come
-from our processor, and the trailing Normalize is still ours, so a request means the same on every runtime.
+For models that can be neither packed nor traced, whatever they are loaded as: embedders, cross-encoders,
+sparse and late-interaction encoders. Sequences of equal length run together, so that there is no padding
+that a module unknown to us (a convolution, say) might let into a vector. The tokens still come from our
+processor, and the trailing Normalize and the choice of token vectors are still ours, so a request means the
+same on every runtime.
 """
 
 from __future__ import annotations
@@ -11,15 +13,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import sentence_transformers
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.cross_encoder.modules import LogitScore
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.multi_vector_encoder.modules.token_pooling import BaseTokenPooling
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
+from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence, SparseVector
 from hilbert.core.request import FloatArray
 from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture
+from hilbert.programs.choose import unseen_id
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
-from hilbert.runtimes.packing import IndexArray
+from hilbert.runtimes.packing import IndexArray, without_trailing
+
+# What each class leaves behind its last module, and what that is served as.
+_RESULTS = {
+    "SentenceTransformer": ("sentence_embedding", OutputType.DENSE),
+    "CrossEncoder": ("scores", OutputType.LOGITS),
+    "SparseEncoder": ("sentence_embedding", OutputType.SPARSE),
+    "MultiVectorEncoder": ("token_embeddings", OutputType.MULTIVECTOR),
+}
 
 
 @dataclass(slots=True)
@@ -31,7 +46,7 @@ class _Stack:
 
 
 class SentenceTransformersRuntime:
-    """Runs the module chain of a `SentenceTransformer`."""
+    """Runs the module chain of the class that the repository is made for."""
 
     num_slots = 1
 
@@ -43,7 +58,7 @@ class SentenceTransformersRuntime:
             )
         device = None if settings.device == "auto" else settings.device
         try:
-            self._model = SentenceTransformer(
+            self._model = getattr(sentence_transformers, spec.loaded_as)(
                 spec.path,
                 device=device,
                 trust_remote_code=settings.trust_remote_code,
@@ -54,20 +69,29 @@ class SentenceTransformersRuntime:
             raise UnsupportedArchitecture(
                 f"{spec.model_id} cannot be served: {reason}; nor can sentence-transformers load it: {error}"
             ) from error
-        self._chain = list(self._model)
-        if isinstance(self._chain[-1], Normalize):
+        self._chain = [module for module in self._model if not isinstance(module, MultiVectorMask)]
+        _refuse_what_needs_a_side(spec, self._chain)
+        self._result, self._kind = _RESULTS[spec.loaded_as]
+        if self._kind is OutputType.DENSE and isinstance(self._chain[-1], Normalize):
             self._chain.pop()
         names = getattr(self._model.tokenizer, "model_input_names", ())
         self._takes_types = "token_type_ids" in names
+        self._unseen_id = unseen_id(spec)
+        self._has_template = spec.chat is not None
+        self._is_language_model = any(isinstance(module, LogitScore) for module in self._chain)
+        is_scorer = self._kind is OutputType.LOGITS
+        size = 0 if is_scorer else self._model.get_embedding_dimension() or spec.dimensions
         self.info = RuntimeInfo(
             engine="torch",
             device=str(self._model.device),
             dtype=str(next(self._model.parameters()).dtype).removeprefix("torch."),
             program="sentence-transformers",
             reason=reason,
-            dimensions=self._model.get_embedding_dimension() or spec.dimensions,
-            outputs=frozenset({OutputType.DENSE}),
+            dimensions=size,
+            outputs=frozenset({self._kind}),
             max_batch_tokens=CPU_BATCH_TOKENS if self._model.device.type == "cpu" else GPU_BATCH_TOKENS,
+            num_labels=self._model.num_labels if is_scorer else 0,
+            token_dimensions=size if self._kind is OutputType.MULTIVECTOR else 0,
         )
 
     def prepare(self, batch: Batch) -> list[_Stack]:
@@ -89,22 +113,21 @@ class SentenceTransformersRuntime:
 
     def run(self, prepared: list[_Stack]) -> BatchOutput:
         """See `Runtime.run`."""
-        dense: FloatArray = np.empty(
-            (sum(len(p.members) for p in prepared), self.info.dimensions), np.float32
-        )
+        rows: dict[int, FloatArray] = {}
         try:
             with torch.inference_mode():
                 for stack in prepared:
-                    features = {
-                        k: v.to(self._model.device) if isinstance(v, torch.Tensor) else v
-                        for k, v in stack.features.items()
-                    }
-                    for module in self._chain:
-                        features = module(features)
-                    dense[stack.members] = features["sentence_embedding"].float().cpu().numpy()
+                    rows |= zip(stack.members.tolist(), self._rows(stack.features), strict=True)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(str(error).splitlines()[0]) from error
-        return BatchOutput(dense=dense)
+        ordered = [rows[i] for i in range(len(rows))]
+        if self._kind is OutputType.MULTIVECTOR:
+            return BatchOutput(multivector=tuple(ordered))
+        if self._kind is OutputType.SPARSE:
+            return BatchOutput(sparse=tuple(_without_zeros(row) for row in ordered))
+        stacked: FloatArray = np.stack(ordered)
+        is_dense = self._kind is OutputType.DENSE
+        return BatchOutput(dense=stacked) if is_dense else BatchOutput(logits=stacked)
 
     def close(self) -> None:
         """Release the model."""
@@ -118,9 +141,26 @@ class SentenceTransformersRuntime:
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)).astype(np.uint8))
         return dict(self._model.preprocess([image]))
 
+    def _rows(self, features: dict[str, Any]) -> FloatArray:
+        """``[B, …]`` float32: what the chain makes of one stack, on the host."""
+        features = {
+            k: v.to(self._model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()
+        }
+        for module in self._chain:
+            features = module(features)
+        rows: FloatArray = features[self._result].float().cpu().numpy()
+        return rows.reshape(len(rows), -1) if self._kind is OutputType.LOGITS else rows
+
     def _features(self, sequences: list[Sequence]) -> dict[str, Any]:
         ids = torch.from_numpy(np.stack([s.input_ids for s in sequences]).astype(np.int64))
-        features: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        mask = torch.ones_like(ids)
+        for row, seen in zip(mask, without_trailing(tuple(sequences), self._unseen_id), strict=True):
+            row[seen.num_tokens :] = 0
+        features: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if self._is_language_model:
+            features["logits_to_keep"] = 1
+        if self._has_template:
+            features["modality"] = "message"
         if self._takes_types:
             blank = np.zeros(ids.shape[1], np.int32)
             types = [blank if s.token_type_ids is None else s.token_type_ids for s in sequences]
@@ -128,3 +168,30 @@ class SentenceTransformersRuntime:
         if sequences[0].prompt_len:
             features["prompt_length"] = sequences[0].prompt_len
         return features
+
+
+def _refuse_what_needs_a_side(spec: ModelSpec, chain: list[Any]) -> None:
+    """A sequence does not say whether it is a query or a document; some modules must know.
+
+    Raises:
+        UnsupportedArchitecture: the model has such a module.
+    """
+    for module in chain:
+        if isinstance(module, BaseTokenPooling):
+            raise UnsupportedArchitecture(f"{spec.model_id}: it merges the token vectors of documents")
+        if isinstance(module, Router) and _route(module, "query") != _route(module, "document"):
+            raise UnsupportedArchitecture(
+                f"{spec.model_id}: its router sends queries and documents through different modules"
+            )
+
+
+def _route(router: Any, task: str) -> Any:
+    try:
+        return router._resolve_route(task=task, modality="text")
+    except ValueError:  # no such route
+        return router.default_route
+
+
+def _without_zeros(row: FloatArray) -> SparseVector:
+    token_ids = np.flatnonzero(row)
+    return SparseVector(token_ids.astype(np.int32), row[token_ids].copy())
