@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from hilbert.core import ClassifierModule, ModelSpec, TokenVectorsModule
+from hilbert.core import ClassifierModule, ModelSpec, SparseCodeModule, TokenVectorsModule
 
 Program = Literal["packed", "padded", "static", "sentence-transformers"]
 
@@ -17,7 +17,7 @@ Program = Literal["packed", "padded", "static", "sentence-transformers"]
 Target = Literal["openvino", "onnx", "ctranslate2"]
 
 # Bump when the meaning of an artifact's inputs or outputs changes: older entries are then rebuilt.
-PROGRAM_VERSION = 3
+PROGRAM_VERSION = 4
 
 # Attention through transformers' AttentionInterface, checked by tests/parity/test_every_family.py.
 PACKED_FAMILIES = frozenset(
@@ -28,6 +28,7 @@ PACKED_FAMILIES = frozenset(
         "clip",
         "distilbert",
         "electra",
+        "gemma",
         "gemma3_text",
         "mistral",
         "modernbert",
@@ -76,7 +77,7 @@ CAUSAL_FAMILIES = frozenset({"gemma", "gemma2", "llama", "mistral", "qwen2", "qw
 
 def trailing_id(spec: ModelSpec) -> int | None:
     """Token id that a causal classifier overlooks at the end of a sequence: the padding's; else None."""
-    is_classifier = any(isinstance(module, ClassifierModule) for module in spec.modules)
+    is_classifier = any(isinstance(module, ClassifierModule) and module.is_own for module in spec.modules)
     if not is_classifier or spec.family not in CAUSAL_FAMILIES:
         return None
     padding = spec.config.get("pad_token_id")
@@ -97,14 +98,19 @@ def token_dimensions(spec: ModelSpec) -> int:
     for module in spec.modules:
         if isinstance(module, TokenVectorsModule):
             return module.dimension
-    has_tokens = spec.pooling is not None and spec.kind == "transformer" and not spec.towers
-    return spec.hidden_size if has_tokens else 0
+    is_embedder = spec.pooling is not None and not spec.towers and not has_other_end(spec)
+    return spec.hidden_size if is_embedder and spec.kind == "transformer" else 0
 
 
 def text_config(spec: ModelSpec) -> dict[str, Any]:
     """The configuration of a dual model's text side; of other models all of it."""
     config: dict[str, Any] = spec.config["text_config"] if spec.text_tower else spec.config
     return config
+
+
+def has_other_end(spec: ModelSpec) -> bool:
+    """Whether the pooled vector is only a step on the way to scores or to a sparse code."""
+    return any(isinstance(module, ClassifierModule | SparseCodeModule) for module in spec.modules)
 
 
 def position_offset(spec: ModelSpec) -> int:

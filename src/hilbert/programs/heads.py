@@ -6,11 +6,11 @@ has:
 
 - ``dense`` ``[B, E]``: pooled, then the repository's modules.
 - ``tokens`` ``[T, E]``: the hidden states, projected where the model says so (late interaction).
-- ``logits`` ``[B, L]``: the architecture's own classification head.
-- ``vocabulary`` ``[B, V]``: SPLADE's weights, zeros included.
+- ``logits`` ``[B, L]``: a classification head, or the score that a language model's answers make.
+- ``vocabulary`` ``[B, V]``: SPLADE's weights, or those of a sparse code, zeros included.
 - ``token_weights`` ``[T]``: bge-m3's weight of each token.
 
-All are float32.
+All are float32, and the last layer of `logits` is computed in float32 also where the rest is not.
 """
 
 from __future__ import annotations
@@ -25,21 +25,26 @@ from hilbert.core import (
     ClassifierModule,
     DenseModule,
     LayerNormModule,
+    LogitScoreModule,
     ModelSpec,
     Module,
     NormalizeModule,
     PoolingMode,
     PoolingModule,
+    SparseCodeModule,
     SpladeModule,
     TextProjectionModule,
     TokenVectorsModule,
     TokenWeightsModule,
 )
 from hilbert.errors import UnsupportedArchitecture, WeightMismatch
+from hilbert.programs.choose import has_other_end
 from hilbert.programs.layout import Layout
 from hilbert.programs.load import load_pickle, load_tensors
 from hilbert.programs.towers import TextProjection
 
+# Labels that are scored together without a matrix product: 100 rows of 1024 numbers then take 7 MB.
+LABEL_SLICE = 16
 # Columns of the vocabulary that are computed together: 2048 tokens then take 34 MB.
 VOCABULARY_SLICE = 4096
 
@@ -148,6 +153,62 @@ class _OwnHead(nn.Module):
         return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits  # type: ignore[no-any-return]
 
 
+class ExactLinear(nn.Module):
+    """A linear layer of few outputs, in float32 wherever it runs.
+
+    OpenVINO computes matrix products of a bf16 graph in bf16, but not products and sums at its end. Scores
+    that bf16 cannot tell apart would be ties.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().float(), requires_grad=False)
+        bias = None if linear.bias is None else linear.bias.detach().float()
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """``[..., D]`` → ``[..., L]``."""
+        rows = rows.float().unsqueeze(-2)
+        slices = torch.split(self.weight, LABEL_SLICE)
+        sums = torch.cat([(rows * weight).sum(dim=-1) for weight in slices], dim=-1)
+        return sums if self.bias is None else sums + self.bias
+
+
+def _make_exact(head: nn.Module, num_labels: int) -> None:
+    """Replace the linear layer that a classification head ends in."""
+    last: tuple[nn.Module, str, nn.Linear] | None = None
+    for parent in head.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear) and child.out_features == num_labels:
+                last = parent, name, child
+    if last is not None:
+        setattr(last[0], last[1], ExactLinear(last[2]))
+
+
+class LogitScoreHead(nn.Module):
+    """A language model's next token as a score: of its vocabulary's rows only those of the answers are kept.
+
+    Source: sentence-transformers' LogitScore.
+    """
+
+    def __init__(self, model: nn.Module, module: LogitScoreModule) -> None:
+        super().__init__()
+        decoder = model.get_output_embeddings()  # type: ignore[operator]  # a method, not a tensor
+        ids = [module.true_id] if module.false_id is None else [module.true_id, module.false_id]
+        if not all(0 <= i < len(decoder.weight) for i in ids):
+            raise WeightMismatch(f"the answers {ids} lie outside a vocabulary of {len(decoder.weight)}")
+        state = {"weight": decoder.weight[ids]}
+        if decoder.bias is not None:
+            state["bias"] = decoder.bias[ids]
+        model.set_output_embeddings(ExactLinear(_linear(state)))  # type: ignore[operator]  # likewise
+        self.own = _OwnHead(model)
+
+    def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
+        """``[T, D]`` → ``[B, 1]``."""
+        logits = self.own.logits(layout.last(hidden_states).unsqueeze(1), 0)[:, 0]
+        return logits[:, :1] - logits[:, 1:] if logits.shape[1] == 2 else logits
+
+
 class ClassifierHead(nn.Module):
     """The architecture's own ``ForSequenceClassification`` head on one row per sequence."""
 
@@ -160,6 +221,7 @@ class ClassifierHead(nn.Module):
         # A causal head looks for the last token that is not padding: none of ours is.
         self.fill = 1 if spec.config.get("pad_token_id") != 1 else 2
         self.own = _OwnHead(model)
+        _make_exact(self.own.model, len(spec.labels))
 
     def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
         """``[T, D]`` → ``[B, L]``."""
@@ -211,6 +273,38 @@ class SpladeHead(nn.Module):
         return torch.log1p(weights) if self.module.activation == "log1p_relu" else weights
 
 
+class SparseCodeHead(nn.Module):
+    """The pooled vector as the few largest of many learned features.
+
+    Source: Wen et al. 2025, "Beyond Matryoshka", as sentence-transformers' SparseAutoEncoder computes it.
+    """
+
+    def __init__(self, spec: ModelSpec, pooling: PoolingModule, module: SparseCodeModule) -> None:
+        super().__init__()
+        self.dense = DenseHead(spec, pooling)
+        self.module = module
+        tensors = load_tensors(spec, module.folder)
+        # Encoder and decoder share one tensor, which is stored under either name.
+        name = "encoder.weight" if "encoder.weight" in tensors else "decoder.linear.weight"
+        try:
+            self.centre = nn.Parameter(tensors["pre_bias"].float(), requires_grad=False)
+            state = {"weight": tensors[name], "bias": tensors["latent_bias"]}
+        except KeyError as error:
+            raise WeightMismatch(f"{spec.model_id}: {module.folder} holds no {error}") from error
+        self.features = _linear(state)
+
+    def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
+        """``[T, D]`` → ``[B, F]``, at most k of each row not zero."""
+        rows = self.dense(hidden_states, layout)
+        if self.module.normalize:
+            rows = rows - rows.mean(dim=-1, keepdim=True)
+            spread = ((rows * rows).sum(dim=-1, keepdim=True) / (rows.shape[-1] - 1)).sqrt()
+            rows = rows / (spread + 1e-5)
+        weights = self.features(rows - self.centre)
+        best = torch.topk(weights, self.module.k, dim=-1)
+        return torch.zeros_like(weights).scatter(-1, best.indices, torch.relu(best.values))
+
+
 class Heads(nn.Module):
     """All outputs of a model.
 
@@ -221,12 +315,21 @@ class Heads(nn.Module):
     def __init__(self, spec: ModelSpec, model: nn.Module) -> None:
         super().__init__()
         heads: dict[str, nn.Module] = {}
-        if spec.pooling is not None:
+        if spec.pooling is not None and not has_other_end(spec):
             own = any(isinstance(module, TextProjectionModule) for module in spec.modules)
             heads["dense"] = DenseHead(spec, spec.pooling, TextProjection(model) if own else None)
         for module in spec.modules:
-            if isinstance(module, ClassifierModule):
+            if isinstance(module, ClassifierModule) and module.is_own:
                 heads["logits"] = ClassifierHead(model, spec)
+            elif isinstance(module, ClassifierModule):
+                assert spec.pooling is not None
+                heads["logits"] = DenseHead(spec, spec.pooling)
+                _make_exact(heads["logits"], module.num_labels)
+            elif isinstance(module, LogitScoreModule):
+                heads["logits"] = LogitScoreHead(model, module)
+            elif isinstance(module, SparseCodeModule):
+                assert spec.pooling is not None
+                heads["vocabulary"] = SparseCodeHead(spec, spec.pooling, module)
             elif isinstance(module, SpladeModule):
                 heads["vocabulary"] = SpladeHead(model, module)
             elif isinstance(module, TokenWeightsModule):

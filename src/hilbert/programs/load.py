@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hilbert.core import ClassifierModule, ModelSpec, SpladeModule
+from hilbert.core import ClassifierModule, LogitScoreModule, ModelSpec, SpladeModule
 from hilbert.errors import ModelError, UnsafeWeights, UnsupportedArchitecture, WeightMismatch
 
 # Weights that a checkpoint may lack because nothing on the way to the vectors reads them.
@@ -75,9 +75,11 @@ def _builder(spec: ModelSpec, config: Any) -> Any:
     """The transformers class whose outputs the model's modules need."""
     import transformers
 
-    kinds = {type(module) for module in spec.modules}
-    if ClassifierModule in kinds:
+    if _has_own_classifier(spec):
         return transformers.AutoModelForSequenceClassification
+    kinds = {type(module) for module in spec.modules}
+    if LogitScoreModule in kinds:
+        return transformers.AutoModelForCausalLM
     if SpladeModule in kinds:
         return transformers.AutoModelForMaskedLM
     encoders = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -90,9 +92,13 @@ def _builder(spec: ModelSpec, config: Any) -> Any:
     return transformers.AutoModel
 
 
+def _has_own_classifier(spec: ModelSpec) -> bool:
+    return any(isinstance(module, ClassifierModule) and module.is_own for module in spec.modules)
+
+
 def _is_unused(spec: ModelSpec, key: str) -> bool:
     """Whether nothing on the way to the outputs reads this weight."""
-    if any(isinstance(module, ClassifierModule) for module in spec.modules):
+    if _has_own_classifier(spec) or any(isinstance(module, LogitScoreModule) for module in spec.modules):
         return False
     is_pooler = key.startswith("pooler.") or ".pooler." in key
     if any(isinstance(module, SpladeModule) for module in spec.modules):
