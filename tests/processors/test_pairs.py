@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hilbert import hub
 from hilbert.errors import InputTooLong, InvalidInput
-from hilbert.processors import PairProcessor, TextProcessor
+from hilbert.processors import PairProcessor, TextProcessor, pair_processor
 from hilbert.processors.frame import longest_first
 from hilbert.testing.models import tiny_model
 
@@ -50,7 +50,7 @@ def reference(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def pairs(folder: Path) -> PairProcessor:
-    return PairProcessor(TextProcessor(hub.resolve(str(folder))))
+    return pair_processor(TextProcessor(hub.resolve(str(folder))))
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=range(len(QUERIES)))
@@ -115,7 +115,7 @@ def test_the_left_is_cut_where_the_tokenizer_says_so(tmp_path):
     from sentence_transformers import CrossEncoder
 
     reference = CrossEncoder(str(folder), device="cpu")
-    found = PairProcessor(TextProcessor(hub.resolve(str(folder)))).encode(MIDDLE, DOCUMENTS, True, 1)
+    found = pair_processor(TextProcessor(hub.resolve(str(folder)))).encode(MIDDLE, DOCUMENTS, True, 1)
     for sequence, document in zip(found.sequences, DOCUMENTS, strict=True):
         expected = reference.preprocess([(MIDDLE, document)])["input_ids"][0].tolist()
         assert sequence.input_ids.tolist() == expected

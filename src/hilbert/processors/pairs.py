@@ -1,22 +1,26 @@
 """A query and its documents as a cross-encoder sees them: pairs, each one sequence.
 
 The ids and token types are those of the reference tokenizer's own pair encoding, with its truncation
-(`longest_first`); the query is tokenized once, the documents in one batch.
+(`longest_first`); the query is tokenized once, the documents in one batch. Language models have a chat
+template instead, which may do anything with both texts: there each pair is tokenized whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from hilbert.core import Sequence
 from hilbert.core.request import IntArray
 from hilbert.errors import InputTooLong
+from hilbert.processors.chat import FILLERS, ChatTemplate
 from hilbert.processors.frame import PairFrame, longest_first
 from hilbert.processors.naming import called
-from hilbert.processors.text import TextProcessor
+from hilbert.processors.text import TextProcessor, with_suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,45 @@ class Pairs:
     num_kept: int
 
 
-class PairProcessor:
+class PairProcessor(Protocol):
     """Pairs for one model. Any number of threads may use it at once."""
+
+    def encode(
+        self,
+        query: str,
+        documents: AbstractSequence[str],
+        truncate: bool,
+        request_id: int,
+        prompt: str | None = None,
+    ) -> Pairs:
+        """Pair the query with each document, in order. Frees the GIL while it tokenizes.
+
+        Args:
+            query: the first text of each pair.
+            documents: the second ones.
+            truncate: cut what is too long for the model.
+            request_id: what the sequences carry.
+            prompt: text for the query; None takes the model's default.
+        Raises:
+            InvalidInput: a text is not valid Unicode, or the template refuses the prompt.
+            InputTooLong: `truncate` is false and a pair exceeds the model's length.
+        """
+        ...
+
+
+def pair_processor(texts: TextProcessor) -> PairProcessor:
+    """The pairs of a text processor's model.
+
+    Raises:
+        ModelUnavailable: its tokenizer or its chat template has no place for a query and a document.
+    """
+    if texts.template is not None:
+        return TemplatePairs(texts, texts.template)
+    return TokenizerPairs(texts)
+
+
+class TokenizerPairs:
+    """Implements `PairProcessor` with the template of the tokenizer: ``[CLS] query [SEP] document [SEP]``."""
 
     def __init__(self, texts: TextProcessor) -> None:
         """Measure the template of the text processor's tokenizer.
@@ -44,21 +85,24 @@ class PairProcessor:
         """
         self._texts = texts
         self._frame = PairFrame.of(texts.tokenizer)
-        self._prompt = texts.spec.prompts.get(texts.spec.default_prompt_name or "") or ""
+        self._prompt = _default_prompt(texts)
         self._has_types = 0 < int(self._frame.types.max()) < texts.num_types
         limit = texts.max_len
         self._room = None if limit is None else max(0, limit - self._frame.num_tokens)
 
-    def encode(self, query: str, documents: AbstractSequence[str], truncate: bool, request_id: int) -> Pairs:
-        """Pair the query with each document, in order. Frees the GIL while it tokenizes.
-
-        Raises:
-            InvalidInput: a text is not valid Unicode.
-            InputTooLong: `truncate` is false and a pair exceeds the model's length.
-        """
+    def encode(
+        self,
+        query: str,
+        documents: AbstractSequence[str],
+        truncate: bool,
+        request_id: int,
+        prompt: str | None = None,
+    ) -> Pairs:
+        """See `PairProcessor`. The prompt stands before the query."""
         room = self._room
+        prompt = self._prompt if prompt is None else prompt
         with called("query", is_list=False):
-            ((query_ids, num_query),) = self._texts.contents([self._prompt + query], is_exact=True)
+            ((query_ids, num_query),) = self._texts.contents([prompt + query], is_exact=True)
         # Which of two texts is the longer one matters only where both are longer than a sequence.
         is_exact = not truncate or (room is not None and num_query > room)
         with called("documents"):
@@ -70,7 +114,7 @@ class PairProcessor:
             kept, kept_document = num_query, num_document
             if room is not None and num_query + num_document > room:
                 if not truncate:
-                    raise self._too_long(index, num_query + num_document)
+                    raise _too_long(index, num_query + num_document + self._frame.num_tokens, self._texts)
                 kept, kept_document = longest_first(num_query, num_document, room)
                 num_kept = min(num_kept, kept)
             first = head if kept == num_query else self._head(query_ids, kept)
@@ -90,10 +134,75 @@ class PairProcessor:
         lengths = (len(frame.before), num_query, len(frame.between), num_document, len(frame.after))
         return np.repeat(frame.types, lengths)
 
-    def _too_long(self, index: int, num_tokens: int) -> InputTooLong:
-        return InputTooLong(
-            f"documents[{index}] and the query have {num_tokens + self._frame.num_tokens} tokens together; "
-            f"the model takes at most {self._texts.max_len}. Shorten them, or leave out `truncate: false`.",
-            param="documents",
-            index=index,
+
+class TemplatePairs:
+    """Implements `PairProcessor` with a chat template; the prompt is the system's message."""
+
+    def __init__(self, texts: TextProcessor, template: ChatTemplate) -> None:
+        """Check the template.
+
+        Raises:
+            ModelUnavailable: it has no place for a query and a document.
+        """
+        template.check_pairs()
+        self._texts = texts
+        self._template = template
+        self._prompt = _default_prompt(texts)
+        rendered = template.pair("alpha", "bravo")
+        self._query_is_first = rendered.rfind("alpha") < rendered.rfind("bravo")
+        # Prompts come from callers, so what is remembered of them is bounded.
+        self._suffix = lru_cache(maxsize=256)(self._measure_suffix)
+
+    def encode(
+        self,
+        query: str,
+        documents: AbstractSequence[str],
+        truncate: bool,
+        request_id: int,
+        prompt: str | None = None,
+    ) -> Pairs:
+        """See `PairProcessor`."""
+        prompt = self._prompt if prompt is None else prompt
+        with called("query", is_list=False):
+            ((_, num_query),) = self._texts.contents([query], is_exact=True)
+        with called("documents"):
+            rendered = [self._template.pair(query, document, prompt) for document in documents]
+            contents = self._texts.contents(rendered, is_exact=True)
+        limit = self._texts.max_len
+        if limit is None:
+            whole = (Sequence(request_id, index, ids) for index, (ids, _) in enumerate(contents))
+            return Pairs(tuple(whole), num_query, num_query)
+        longest = max(num_tokens for _, num_tokens in contents)
+        if longest > limit and not truncate:
+            index = next(i for i, (_, num_tokens) in enumerate(contents) if num_tokens > limit)
+            raise _too_long(index, contents[index][1], self._texts)
+        suffix, cuts_left = self._suffix(prompt), self._texts.truncates_left
+        sequences = tuple(
+            Sequence(request_id, index, with_suffix(ids, limit, suffix, cuts_left))
+            for index, (ids, _) in enumerate(contents)
         )
+        num_cut = self._num_cut(query, prompt, longest, limit) if longest > limit else 0
+        return Pairs(sequences, num_query, max(0, num_query - num_cut))
+
+    def _num_cut(self, query: str, prompt: str, longest: int, limit: int) -> int:
+        """Tokens that the longest pair's query loses: what the document behind it cannot make up for."""
+        if self._query_is_first is self._texts.truncates_left:
+            return longest - limit
+        ((_, num_tokens),) = self._texts.contents([self._template.pair(query, "", prompt)], is_exact=True)
+        return max(0, num_tokens - limit)
+
+    def _measure_suffix(self, prompt: str) -> IntArray:
+        return self._texts.suffix_of([self._template.pair(filler, filler, prompt) for filler in FILLERS])
+
+
+def _default_prompt(texts: TextProcessor) -> str:
+    return texts.spec.prompts.get(texts.spec.default_prompt_name or "") or ""
+
+
+def _too_long(index: int, num_tokens: int, texts: TextProcessor) -> InputTooLong:
+    return InputTooLong(
+        f"documents[{index}] and the query have {num_tokens} tokens together; the model takes at most "
+        f"{texts.max_len}. Shorten them, or leave out `truncate: false`.",
+        param="documents",
+        index=index,
+    )

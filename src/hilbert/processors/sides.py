@@ -26,7 +26,8 @@ def longest_side(spec: ModelSpec) -> int | None:
     """
     if spec.multivector is None or spec.max_model_len is None:
         return spec.max_model_len
-    return max(spec.max_model_len, spec.multivector.query_len, spec.multivector.document_len)
+    sides = spec.multivector
+    return max(spec.max_model_len, sides.query_len, sides.document_len)
 
 
 def side_limit(spec: ModelSpec, sides: MultivectorSpec, request: EmbedRequest) -> int | None:
@@ -35,10 +36,13 @@ def side_limit(spec: ModelSpec, sides: MultivectorSpec, request: EmbedRequest) -
 
 
 def fill(ids: IntArray, sides: MultivectorSpec) -> IntArray:
-    """A query of `query_len` tokens: the missing ones are expansion tokens. Without expansion, as it is."""
+    """A query of at least `expansion_len` tokens: the missing ones are expansion tokens.
+
+    Without expansion, as it is.
+    """
     if sides.expansion_id is None:
         return ids
-    missing = sides.query_len - len(ids)
+    missing = sides.expansion_len - len(ids)
     if missing <= 0:
         return ids
     return np.concatenate([ids, np.full(missing, sides.expansion_id, dtype=np.int32)])

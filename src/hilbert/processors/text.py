@@ -18,6 +18,7 @@ import numpy as np
 from hilbert.core import EmbedRequest, Input, Media, MediaRef, ModelSpec, Sequence
 from hilbert.core.request import IntArray
 from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
+from hilbert.processors.chat import FILLERS, ChatTemplate, common_suffix
 from hilbert.processors.frame import Frame
 from hilbert.processors.media import MediaProcessor
 from hilbert.processors.prompts import resolve_prompt
@@ -52,6 +53,7 @@ class TextProcessor:
         tokenizer: the library's own, configured as sentence-transformers would; not to be changed.
         num_types: token types that the model tells apart; 0 where it is given none.
         truncates_left: long texts lose their beginning, not their end.
+        template: what every text goes through before it is tokenized; None for most models.
     """
 
     def __init__(self, spec: ModelSpec, tokenizer_file: Path | None = None) -> None:
@@ -85,14 +87,19 @@ class TextProcessor:
         truncation = self.tokenizer.truncation
         self._max_len: int | None = truncation["max_length"] if truncation else None
         self.truncates_left = side == "left"
-        self._num_special = 0 if self._is_static else self.tokenizer.num_special_tokens_to_add(False)
-        self._frame = Frame.of(self.tokenizer) if spec.multivector is not None else None
+        self.template = None if spec.chat is None else ChatTemplate(spec.chat)
+        # A template writes the special tokens itself.
+        self._is_bare = self._is_static or self.template is not None
+        self._num_special = 0 if self._is_bare else self.tokenizer.num_special_tokens_to_add(False)
+        self._template_chars = 0 if self.template is None else self.template.num_chars
+        is_cut_here = spec.multivector is not None and self.template is None
+        self._frame = Frame.of(self.tokenizer) if is_cut_here else None
         self.num_types = int(spec.config.get("type_vocab_size") or 0) if _makes_types(config) else 0
         self._has_token_types = self._probe_token_types()
         # A few repositories add tokens without growing the embedding table; texts that hold them are refused.
         self._has_foreign_ids = self.tokenizer.get_vocab_size() > spec.vocab_size
         needs_tokenizer = (
-            self.truncates_left or self._is_static or self._has_token_types or self._has_foreign_ids
+            self.truncates_left or self._is_bare or self._has_token_types or self._has_foreign_ids
         )
         is_by_words = not needs_tokenizer and splits_at_spaces(self.tokenizer)
         self._words = WordTable(self.tokenizer) if is_by_words else None
@@ -103,6 +110,7 @@ class TextProcessor:
         self._excludes_prompt = pooling is not None and not pooling.include_prompt
         # Prompts come from callers, so the memory of their lengths is bounded.
         self._prompt_len = lru_cache(maxsize=256)(self._measure_prompt)
+        self._lone_suffix = lru_cache(maxsize=256)(self._measure_lone_suffix)
 
     @property
     def inline_chars(self) -> int:
@@ -124,7 +132,8 @@ class TextProcessor:
         if self._media is not None and any(isinstance(x, Media | MediaRef) for x in inputs):
             return False
         texts = cast("AbstractSequence[str | IntArray]", inputs)
-        return sum(map(len, texts)) + len(texts) * prompt_chars < self.inline_chars
+        extra = prompt_chars + self._template_chars
+        return sum(map(len, texts)) + len(texts) * extra < self.inline_chars
 
     def estimate_tokens(
         self, inputs: AbstractSequence[Input], prompt_chars: int = 0, *, truncate: bool = True
@@ -137,13 +146,14 @@ class TextProcessor:
             truncate: long inputs will be cut; else all their tokens must be counted, and so do here.
         """
         limit = (self._max_len if truncate else None) or _INT32_MAX
+        extra = prompt_chars + self._template_chars
         num_tokens = 0
         if self._media is not None:
             media = [x for x in inputs if isinstance(x, Media | MediaRef)]
             num_tokens = sum(map(self._media.num_tokens, media))
             inputs = [x for x in inputs if not isinstance(x, Media | MediaRef)] if media else inputs
         return num_tokens + sum(
-            min(limit, ((len(x) + prompt_chars) // _CHARS_PER_TOKEN if isinstance(x, str) else len(x)) + 2)
+            min(limit, ((len(x) + extra) // _CHARS_PER_TOKEN if isinstance(x, str) else len(x)) + 2)
             for x in cast("AbstractSequence[str | IntArray]", inputs)
         )
 
@@ -201,7 +211,7 @@ class TextProcessor:
         # No token is made of less than a byte.
         if limit is None or not isinstance(text, str):
             return None
-        prompted = resolve_prompt(self.spec, request) + text
+        prompted = self._prompted((text,), resolve_prompt(self.spec, request), request.input_type)[0]
         if len(prompted.encode("utf-8", "replace")) + self._num_special <= limit:
             return None
         ((_, num_tokens),) = self.contents([prompted], is_exact=True)
@@ -209,11 +219,11 @@ class TextProcessor:
         return (num_tokens, limit) if num_tokens > limit else None
 
     def _encode(self, request: EmbedRequest, limit: int | None, request_id: int) -> tuple[Sequence, ...]:
-        prompt = resolve_prompt(self.spec, request)
+        prompt, side = resolve_prompt(self.spec, request), request.input_type
         inputs, truncate = request.inputs, request.truncate
         num_texts = sum(1 for x in inputs if isinstance(x, str))
         if num_texts == len(inputs):
-            return self._encode_texts(inputs, prompt, truncate, limit, request_id)  # type: ignore[arg-type]  # all str
+            return self._encode_texts(inputs, prompt, side, truncate, limit, request_id)  # type: ignore[arg-type]  # all str
         if self._media is not None:
             self._media.check_count(inputs)
         has_ids = any(isinstance(x, np.ndarray) for x in inputs)
@@ -226,7 +236,7 @@ class TextProcessor:
         sequences: list[Sequence] = []
         for index, x in enumerate(inputs):
             if isinstance(x, str):
-                sequences += self._encode_texts((x,), prompt, truncate, limit, request_id, index)
+                sequences += self._encode_texts((x,), prompt, side, truncate, limit, request_id, index)
             elif isinstance(x, Media):
                 assert self._media is not None, "a model without towers has refused it"
                 sequences.append(self._media.encode(x, request_id, index))
@@ -239,6 +249,7 @@ class TextProcessor:
         self,
         texts: tuple[str, ...],
         prompt: str,
+        side: str | None,
         truncate: bool,
         limit: int | None,
         request_id: int,
@@ -251,11 +262,12 @@ class TextProcessor:
                 sequence
                 for piece in pieces
                 for sequence in self._encode_texts(
-                    texts[piece], prompt, truncate, limit, request_id, first_index + piece.start
+                    texts[piece], prompt, side, truncate, limit, request_id, first_index + piece.start
                 )
             )
-        prompted: AbstractSequence[str] = [prompt + text for text in texts] if prompt else texts
-        prompt_len = self._prompt_len(prompt) if prompt and self._excludes_prompt else 0
+        prompted = self._prompted(texts, prompt, side)
+        is_measured = prompt and self._excludes_prompt and self.template is None
+        prompt_len = self._prompt_len(prompt) if is_measured else 0
         by_words = self._encode_by_words(prompted, truncate, limit)
         if by_words is not None:
             return tuple(
@@ -265,6 +277,7 @@ class TextProcessor:
         encodings = self._tokenize(prompted, first_index)
         if not truncate and limit is not None:
             self._refuse_too_long(encodings, limit, first_index)
+        suffix = None if self.template is None else self._lone_suffix(prompt, side)
         if self._has_foreign_ids:
             for index, encoding in enumerate(encodings, start=first_index):
                 self._refuse_foreign_ids(np.array(encoding.ids, dtype=np.int32), index)
@@ -272,18 +285,47 @@ class TextProcessor:
             Sequence(
                 request_id,
                 index,
-                self._cut(np.array(encoding.ids, dtype=np.int32), limit),
+                self._cut(np.array(encoding.ids, dtype=np.int32), limit, suffix),
                 self._token_types(encoding) if self._has_token_types else None,
                 prompt_len,
             )
             for index, encoding in enumerate(encodings, start=first_index)
         )
 
-    def _cut(self, ids: IntArray, limit: int | None) -> IntArray:
-        """Down to a side's own length, where that is less than the tokenizer's."""
-        if limit is None or self._frame is None:
+    def _prompted(self, texts: AbstractSequence[str], prompt: str, side: str | None) -> AbstractSequence[str]:
+        """What is tokenized: texts behind their prompt, or what the template makes of both."""
+        if self.template is not None:
+            return [self.template.lone(text, prompt, side) for text in texts]
+        return [prompt + text for text in texts] if prompt else texts
+
+    def _measure_lone_suffix(self, prompt: str, side: str | None) -> IntArray:
+        assert self.template is not None
+        return self.suffix_of([self.template.lone(filler, prompt, side) for filler in FILLERS])
+
+    def suffix_of(self, rendered: AbstractSequence[str]) -> IntArray:
+        """The tokens that a template ends in, whatever the texts: what truncation must leave.
+
+        Args:
+            rendered: the template with each of `chat.FILLERS` for the texts.
+        """
+        assert self.spec.chat is not None
+        if not self.spec.chat.restores_suffix:
+            return np.empty(0, np.int32)
+        # With what the tokenizer's own truncation cut off: the template alone may be too long for the model.
+        whole = (
+            [*e.ids, *(i for piece in e.overflowing for i in piece.ids)]
+            for e in self._tokenize(rendered, is_framed=False)
+        )
+        first, second = (np.array(ids, dtype=np.int32) for ids in whole)
+        return common_suffix(first, second)
+
+    def _cut(self, ids: IntArray, limit: int | None, suffix: IntArray | None) -> IntArray:
+        """Down to a side's own length, where that is less than the tokenizer's; a template keeps its end."""
+        if limit is None:
             return ids
-        return self._frame.cut(ids, limit, self.truncates_left)
+        if suffix is not None:
+            return with_suffix(ids, limit, suffix, self.truncates_left)
+        return ids if self._frame is None else self._frame.cut(ids, limit, self.truncates_left)
 
     def _encode_by_words(
         self, texts: AbstractSequence[str], truncate: bool, limit: int | None
@@ -306,7 +348,7 @@ class TextProcessor:
     def _tokenize(
         self, texts: AbstractSequence[str], first_index: int = 0, is_framed: bool = True
     ) -> list[Encoding]:
-        is_framed = is_framed and not self._is_static
+        is_framed = is_framed and not self._is_bare
         try:
             # `encode_batch_fast` alone frees the GIL; `encode` holds it (30 ms at 100,000 characters).
             return self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=is_framed)
@@ -356,6 +398,18 @@ class TextProcessor:
         """
         ids = self._tokenize([prompt])[0].ids
         return len(ids) - 1 if ids and ids[-1] in self._special_ids else len(ids)
+
+
+def with_suffix(ids: IntArray, limit: int, suffix: IntArray, cuts_left: bool) -> IntArray:
+    """At most `limit` tokens that end in a template's own end, where any were cut off.
+
+    Source: sentence-transformers writes the suffix over the last tokens of what was truncated.
+    """
+    if len(ids) < limit or len(suffix) == 0:
+        return ids
+    kept = ids[len(ids) - limit :] if cuts_left else ids[:limit]
+    end = suffix[-limit:]
+    return np.concatenate([kept[: limit - len(end)], end])
 
 
 def check_chars(
