@@ -20,7 +20,7 @@ from hilbert.api.openai.protocol import EmbeddingList, ErrorBody, SparseEmbeddin
 from hilbert.api.sie.protocol import Encoded, SieError
 from hilbert.core import EmbedRequest, OutputDtype, OutputType, Task, quantize
 from hilbert.errors import UnsupportedTask
-from hilbert.processors import PairProcessor, TextProcessor
+from hilbert.processors import TextProcessor, pair_processor
 from hilbert.testing.runtime import fake_logits, fake_sparse, fake_token_vectors, fake_vector
 
 QUERY = "hvor ligger Aarhus?"
@@ -70,7 +70,7 @@ def fits(reply: Any, type_: Any, status: int = 200) -> Any:
 
 
 def logits_of(processor: TextProcessor, documents: list[str] = DOCUMENTS, query: str = QUERY) -> np.ndarray:
-    pairs = PairProcessor(processor).encode(query, documents, True, 0).sequences
+    pairs = pair_processor(processor).encode(query, documents, True, 0).sequences
     return np.array([fake_logits(s.input_ids, 1)[0] for s in pairs])
 
 
@@ -86,13 +86,23 @@ def test_rerank_as_infinity_answers(reranker, processor):
     check_results(body["results"], 1 / (1 + np.exp(-logits)))
     assert {r["document"] for r in body["results"]} == {None}
     assert body["object"] == "rerank" and body["model"] == NAME and body["id"].startswith("infinity-")
-    pairs = PairProcessor(processor).encode(QUERY, DOCUMENTS, True, 0).sequences
+    pairs = pair_processor(processor).encode(QUERY, DOCUMENTS, True, 0).sequences
     assert body["usage"]["total_tokens"] == sum(s.num_tokens for s in pairs)
     asked = {"query": QUERY, "documents": DOCUMENTS, "raw_scores": True, "return_documents": True, "top_n": 2}
     body = reranker.post("/rerank", asked).json()
     assert [r["document"] for r in body["results"]] == [DOCUMENTS[r["index"]] for r in body["results"]]
     assert [r["index"] for r in body["results"]] == np.argsort(-logits, kind="stable")[:2].tolist()
     assert abs(body["results"][0]["relevance_score"] - logits.max()) < 1e-5
+
+
+def test_a_prompt_stands_before_the_query(reranker):
+    asked = {"query": QUERY, "documents": DOCUMENTS}
+    told = reranker.post("/rerank", asked | {"prompt": "find a house: "}).json()["results"]
+    spelt = reranker.post("/rerank", asked | {"query": "find a house: " + QUERY}).json()["results"]
+    assert told == spelt != reranker.post("/rerank", asked).json()["results"]
+    with hilbert.Client(reranker.url) as client:
+        hits = client.rerank(QUERY, DOCUMENTS, prompt="find a house: ")
+    assert [(hit.index, hit.score) for hit in hits] == [(r["index"], r["relevance_score"]) for r in spelt]
 
 
 @pytest.mark.parametrize("route", ["/v1/rerank", "/openai/v1/rerank"])

@@ -36,6 +36,13 @@ class RerankBody(msgspec.Struct, kw_only=True):
             "Logits of a cross-encoder as they are; otherwise through a sigmoid. Similarities never change."
         ),
     ] = None
+    prompt: Annotated[
+        str | None,
+        about(
+            "The instruction of a reranker that takes one, else text before the query; "
+            "by default the model's own."
+        ),
+    ] = None
     truncate: Annotated[
         bool | None, about("Cut texts to the model's length (default); false refuses longer ones.")
     ] = None
@@ -108,6 +115,7 @@ class RerankRoute:
             body.top_n,
             Scale.RAW if body.raw_scores else Scale.SIGMOID,
             body.truncate is not False,
+            prompt=body.prompt,
         )
         return RerankOrder(body.model, request, documents, body.return_documents is True)
 

@@ -101,6 +101,7 @@ class Client:
         top_n: int | None = None,
         raw_scores: bool = False,
         truncate: bool = True,
+        prompt: str | None = None,
     ) -> list[Hit]:
         """Documents in the order of their relevance to a query, best first.
 
@@ -111,12 +112,19 @@ class Client:
             top_n: return only so many of the best.
             raw_scores: a cross-encoder's logits instead of their sigmoid.
             truncate: cut texts that are too long for the model; when false they are an error.
+            prompt: the instruction of a reranker that takes one; None takes the model's own.
         Raises:
             ServingError: the server refused.
             httpx2.TransportError: no answer came.
         """
         body = rerank_body(
-            query, documents, model=model, top_n=top_n, raw_scores=raw_scores, truncate=truncate
+            query,
+            documents,
+            model=model,
+            top_n=top_n,
+            raw_scores=raw_scores,
+            truncate=truncate,
+            prompt=prompt,
         )
         return read_ranking(_content_of(self._http.post(f"{self._url}/rerank", content=body)))
 
@@ -207,10 +215,17 @@ class AsyncClient:
         top_n: int | None = None,
         raw_scores: bool = False,
         truncate: bool = True,
+        prompt: str | None = None,
     ) -> list[Hit]:
         """As `Client.rerank`."""
         body = rerank_body(
-            query, documents, model=model, top_n=top_n, raw_scores=raw_scores, truncate=truncate
+            query,
+            documents,
+            model=model,
+            top_n=top_n,
+            raw_scores=raw_scores,
+            truncate=truncate,
+            prompt=prompt,
         )
         return read_ranking(_content_of(await self._http.post(f"{self._url}/rerank", content=body)))
 

@@ -127,6 +127,7 @@ def rerank_body(
     top_n: int | None,
     raw_scores: bool,
     truncate: bool,
+    prompt: str | None,
 ) -> bytes:
     """The JSON of one rerank request."""
     fields = {
@@ -136,6 +137,7 @@ def rerank_body(
         "top_n": top_n,
         "raw_scores": raw_scores or None,
         "truncate": None if truncate else False,
+        "prompt": prompt,
     }
     return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
