@@ -114,9 +114,9 @@ def check_order(found: Any, scores: np.ndarray) -> None:
 
 @pytest.mark.parametrize("model", ["reranker"], indirect=True)
 def test_a_cross_encoder_scores_pairs(model):
-    from hilbert.processors import PairProcessor
+    from hilbert.processors import pair_processor
 
-    pairs = PairProcessor(model.processor).encode(QUERY, DOCUMENTS, True, 0).sequences
+    pairs = pair_processor(model.processor).encode(QUERY, DOCUMENTS, True, 0).sequences
     logits = np.array([fake_logits(s.input_ids, 1)[0] for s in pairs])
     found = rerank(model)
     check_order(found, (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32))

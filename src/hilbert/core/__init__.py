@@ -31,17 +31,21 @@ from hilbert.core.request import (
 )
 from hilbert.core.spec import (
     AudioProcessing,
+    ChatSpec,
     ClassifierModule,
     DenseModule,
     ImageProcessing,
     LayerNormModule,
+    LogitScoreModule,
     ModelSpec,
     Module,
     MultivectorSpec,
     NormalizeModule,
     PoolingMode,
     PoolingModule,
+    SparseCodeModule,
     SpladeModule,
+    StaticQueriesSpec,
     Task,
     TextProjectionModule,
     TextTower,
@@ -49,15 +53,17 @@ from hilbert.core.spec import (
     TokenWeightsModule,
     Tower,
 )
-from hilbert.core.tasks import tasks_of, with_task
+from hilbert.core.tasks import RELEVANCE, tasks_of, with_task
 from hilbert.core.vectors import finish_vectors
 
 __all__ = [
     "DENSE_ONLY",
     "NO_IDS",
+    "RELEVANCE",
     "AudioProcessing",
     "Batch",
     "BatchOutput",
+    "ChatSpec",
     "ClassifierModule",
     "ClassifyRequest",
     "ClassifyResult",
@@ -68,6 +74,7 @@ __all__ = [
     "ImageProcessing",
     "Input",
     "LayerNormModule",
+    "LogitScoreModule",
     "Media",
     "MediaRef",
     "Modality",
@@ -85,8 +92,10 @@ __all__ = [
     "RerankResult",
     "Scale",
     "Sequence",
+    "SparseCodeModule",
     "SparseVector",
     "SpladeModule",
+    "StaticQueriesSpec",
     "Task",
     "TextProjectionModule",
     "TextTower",

@@ -57,6 +57,8 @@ class RerankRequest:
         scale: what is done to the logits of a cross-encoder.
         truncate: cut what is too long for the model; when false that is an error.
         timeout_seconds: give up after this time; None takes the server's limit.
+        prompt: the instruction of a reranker that takes one, else text before the query; None takes the
+            model's own.
     """
 
     query: str
@@ -65,6 +67,7 @@ class RerankRequest:
     scale: Scale = Scale.SIGMOID
     truncate: bool = True
     timeout_seconds: float | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,36 @@ class SpladeModule(msgspec.Struct, frozen=True, tag="splade"):
 
 
 class ClassifierModule(msgspec.Struct, frozen=True, tag="classifier"):
-    """The architecture's own ``ForSequenceClassification`` head: ``[L]`` logits per sequence."""
+    """``[L]`` logits per sequence: the architecture's own ``ForSequenceClassification`` head.
+
+    With `is_own` false they are what the pooling and the modules after it end in.
+    """
 
     num_labels: int
+    is_own: bool = True
+
+
+class LogitScoreModule(msgspec.Struct, frozen=True, tag="logit_score"):
+    """A causal language model as a reranker: one score from the logits of its next token.
+
+    The logit of `true_id`, less that of `false_id` where there is one.
+    """
+
+    true_id: int
+    false_id: int | None = None
+
+
+class SparseCodeModule(msgspec.Struct, frozen=True, tag="sparse_code"):
+    """The pooled vector ``[E]`` as a sparse code ``[dimension]``: of a linear map the best `k` are kept.
+
+    sentence-transformers' SparseAutoEncoder; its parameters lie in `folder`. `normalize` standardises
+    the vector first.
+    """
+
+    folder: str
+    dimension: int
+    k: int
+    normalize: bool = False
 
 
 class TokenWeightsModule(msgspec.Struct, frozen=True, tag="token_weights"):
@@ -120,6 +147,8 @@ Module = (
     | NormalizeModule
     | SpladeModule
     | ClassifierModule
+    | LogitScoreModule
+    | SparseCodeModule
     | TokenWeightsModule
     | TokenVectorsModule
     | TextProjectionModule
@@ -130,11 +159,13 @@ class MultivectorSpec(msgspec.Struct, frozen=True):
     """How a ColBERT-like model encodes the two sides.
 
     Attributes:
-        query_len: tokens of a query, special tokens included.
-        document_len: tokens of a document, special tokens included.
-        expansion_id: token that fills a query up to `query_len`; None for no expansion.
+        query_len: tokens that a query may have, special tokens included; 0 for as many as the model takes.
+        document_len: the same of a document.
+        expansion_id: token that fills a query up to `expansion_len`; None for no expansion.
         attends_to_expansion: whether the other tokens see the filling.
         skip_ids: token ids whose vectors a document leaves out (punctuation).
+        expansion_len: tokens that a query has at least, where it is filled.
+        skips_queries: queries leave out `skip_ids`, too.
     """
 
     query_len: int
@@ -142,6 +173,38 @@ class MultivectorSpec(msgspec.Struct, frozen=True):
     expansion_id: int | None = None
     attends_to_expansion: bool = False
     skip_ids: tuple[int, ...] = ()
+    expansion_len: int = 0
+    skips_queries: bool = False
+
+
+class ChatSpec(msgspec.Struct, frozen=True):
+    """How a model's chat template turns texts into what is tokenized.
+
+    Attributes:
+        template: jinja2 source.
+        is_structured: a message's content is a list of parts, not a plain text.
+        variables: what the template sees beside the messages (special tokens, ``add_generation_prompt``).
+        restores_suffix: the template's end is put back where truncation cut it off.
+    """
+
+    template: str
+    is_structured: bool = False
+    variables: dict[str, Any] = {}
+    restores_suffix: bool = True
+
+
+class StaticQueriesSpec(msgspec.Struct, frozen=True):
+    """Sparse queries without inference: a fixed weight for each token id that a query holds.
+
+    Attributes:
+        folder: holds the weights and their tokenizer.
+        max_len: tokens that a query may have; None for any number.
+        is_default: an input whose side the request does not name is a query.
+    """
+
+    folder: str
+    max_len: int | None = None
+    is_default: bool = False
 
 
 class ImageProcessing(msgspec.Struct, frozen=True, tag="image"):
@@ -270,6 +333,11 @@ class ModelSpec(msgspec.Struct, frozen=True):
         modalities: what its inputs may be.
         towers: the parts that read other modalities than text.
         text_tower: how a dual model wants its token ids; None for other models.
+        chat: the template that all its texts go through; None where they are tokenized as they are.
+        static_queries: how a sparse model weighs queries without inference; None where it infers both sides.
+        max_active_dims: weights that a sparse vector keeps, the largest; None for all.
+        answer_ids: ids of ``yes`` and ``no`` of a bare causal language model, which can serve as a reranker.
+        loaded_as: the class of sentence-transformers that the repository is made for.
     """
 
     model_id: str
@@ -305,6 +373,17 @@ class ModelSpec(msgspec.Struct, frozen=True):
     modalities: tuple[Modality, ...] = (Modality.TEXT,)
     towers: tuple[Tower, ...] = ()
     text_tower: TextTower | None = None
+    chat: ChatSpec | None = None
+    static_queries: StaticQueriesSpec | None = None
+    max_active_dims: int | None = None
+    answer_ids: tuple[int, int] | None = None
+    loaded_as: str = "SentenceTransformer"
+
+    @property
+    def sparse_dimensions(self) -> int:
+        """Length of a sparse vector, its zeros counted."""
+        codes = (m.dimension for m in self.modules if isinstance(m, SparseCodeModule))
+        return next(codes, self.vocab_size)
 
     @property
     def pooling(self) -> PoolingModule | None:

@@ -5,9 +5,19 @@ from __future__ import annotations
 import msgspec
 
 from hilbert.core.media import Modality
-from hilbert.core.spec import ClassifierModule, ModelSpec, SpladeModule, Task, TokenWeightsModule
+from hilbert.core.spec import (
+    ClassifierModule,
+    LogitScoreModule,
+    ModelSpec,
+    SparseCodeModule,
+    SpladeModule,
+    Task,
+    TokenWeightsModule,
+)
 from hilbert.errors import UnsupportedTask
 
+# The only label of a model that scores pairs by its logits; it names none itself.
+RELEVANCE = "relevance"
 _TASK_OF = {Modality.IMAGE: Task.IMAGE_EMBED, Modality.AUDIO: Task.AUDIO_EMBED}
 
 
@@ -16,7 +26,9 @@ def tasks_of(spec: ModelSpec) -> tuple[Task, ...]:
     classifier = next((m for m in spec.modules if isinstance(m, ClassifierModule)), None)
     if classifier is not None:
         tasks = [Task.RERANK, Task.CLASSIFY] if classifier.num_labels == 1 else [Task.CLASSIFY]
-    elif any(isinstance(m, SpladeModule) for m in spec.modules):
+    elif any(isinstance(m, LogitScoreModule) for m in spec.modules):
+        tasks = [Task.RERANK]
+    elif any(isinstance(m, SpladeModule | SparseCodeModule) for m in spec.modules):
         tasks = [Task.SPARSE_EMBED, Task.RERANK]
     elif spec.multivector is not None:
         tasks = [Task.MULTI_EMBED, Task.RERANK]
@@ -35,6 +47,8 @@ def tasks_of(spec: ModelSpec) -> tuple[Task, ...]:
 def with_task(spec: ModelSpec, task: Task) -> ModelSpec:
     """The same model, served for another task by default.
 
+    A bare causal language model becomes the reranker that sentence-transformers' CrossEncoder makes of it.
+
     Raises:
         UnsupportedTask: it cannot be; the message says what it can.
     """
@@ -42,4 +56,18 @@ def with_task(spec: ModelSpec, task: Task) -> ModelSpec:
     if task not in tasks:
         known = ", ".join(tasks)
         raise UnsupportedTask(f"{spec.model_id} cannot be served for --task {task}; it can for: {known}.")
+    if task is Task.RERANK and spec.answer_ids is not None:
+        return as_reranker(spec, *spec.answer_ids)
     return spec if task is spec.task else msgspec.structs.replace(spec, task=task)
+
+
+def as_reranker(spec: ModelSpec, true_id: int, false_id: int) -> ModelSpec:
+    """The same language model, scoring pairs by the logits of two answers instead of embedding texts."""
+    return msgspec.structs.replace(
+        spec,
+        task=Task.RERANK,
+        modules=(LogitScoreModule(true_id, false_id),),
+        normalize=False,
+        labels=(RELEVANCE,),
+        loaded_as="CrossEncoder",
+    )

@@ -19,6 +19,7 @@ from hilbert.core import (
     NormalizeModule,
     PoolingMode,
     PoolingModule,
+    SparseCodeModule,
     TextProjectionModule,
 )
 from hilbert.errors import ModelError
@@ -96,16 +97,18 @@ def _pooling(config: dict[str, Any], source: Path) -> PoolingModule:
     return PoolingModule(modes or (PoolingMode.MEAN,), bool(config.get("include_prompt", True)))
 
 
-def _check_names(config: dict[str, Any], folder: str) -> None:
+def _check_names(config: dict[str, Any], folder: str, output: str = "sentence_embedding") -> None:
     """Newer modules may work on something else than the pooled vector, e.g. on every token."""
     read = config.get("module_input_name") or "sentence_embedding"
     written = config.get("module_output_name") or read
-    if (read, written) != ("sentence_embedding", "sentence_embedding"):
+    if (read, written) != ("sentence_embedding", output):
         raise Unsupported(f"the module in {folder!r} reads {read!r} and writes {written!r}")
 
 
-def _dense(config: dict[str, Any], folder: str, source: Path, trust_remote_code: bool) -> DenseModule:
-    _check_names(config, folder)
+def _dense(
+    config: dict[str, Any], folder: str, source: Path, trust_remote_code: bool, output: str
+) -> DenseModule:
+    _check_names(config, folder, output)
     if config.get("use_residual"):
         raise Unsupported(f"Dense in {folder!r} has a residual connection")
     activation = config.get("activation_function", DEFAULT_ACTIVATION)
@@ -125,7 +128,11 @@ def _dense(config: dict[str, Any], folder: str, source: Path, trust_remote_code:
 
 
 def read_chain(
-    snapshot: Path, entries: Sequence[ModuleEntry], *, trust_remote_code: bool = False
+    snapshot: Path,
+    entries: Sequence[ModuleEntry],
+    *,
+    trust_remote_code: bool = False,
+    output: str = "sentence_embedding",
 ) -> tuple[tuple[Module, ...], bool]:
     """The modules after the transformer, and whether the chain ends in a normalisation.
 
@@ -133,6 +140,7 @@ def read_chain(
         snapshot: the repository's folder.
         entries: modules.json without its first module.
         trust_remote_code: the user allows activations from outside torch.
+        output: what the last module writes: ``"scores"`` in a cross-encoder.
     Raises:
         Unsupported: a module that Hilbert does not compute itself.
         ModelError: a configuration that nobody could run.
@@ -145,7 +153,8 @@ def read_chain(
             case "Pooling":
                 modules.append(_pooling(config, source))
             case "Dense":
-                modules.append(_dense(config, entry.folder, source, trust_remote_code))
+                written = output if entry is entries[-1] else "sentence_embedding"
+                modules.append(_dense(config, entry.folder, source, trust_remote_code, written))
             case "LayerNorm":
                 modules.append(LayerNormModule(entry.folder, _size(config, source, "dimension")))
             case "Normalize":
@@ -173,6 +182,8 @@ def output_size(hidden_size: int, modules: Sequence[Module]) -> int:
                 size *= len(modes)
             case DenseModule(out_features=out_features) | TextProjectionModule(out_features=out_features):
                 size = out_features
+            case SparseCodeModule(dimension=dimension):
+                size = dimension
             case _:
                 pass
     return size

@@ -14,15 +14,20 @@ from typing import Any
 import msgspec
 
 from hilbert.core import (
+    LogitScoreModule,
     Module,
     MultivectorSpec,
+    NormalizeModule,
+    SparseCodeModule,
     SpladeModule,
+    StaticQueriesSpec,
     TokenVectorsModule,
     TokenWeightsModule,
 )
 from hilbert.errors import ModelError
-from hilbert.hub.chain import ModuleEntry, Unsupported
-from hilbert.hub.files import read_json, read_object
+from hilbert.hub.chain import ModuleEntry, Unsupported, read_chain
+from hilbert.hub.files import read_json, read_object, safe_folder
+from hilbert.hub.lengths import max_model_len
 
 # bge-m3 ships two linear layers beside its transformer.
 M3_SPARSE = "sparse_linear.pt"
@@ -66,15 +71,99 @@ def classifier_activation(config: dict[str, Any], settings: dict[str, Any]) -> s
     return next((place for place in places if isinstance(place, str)), "")
 
 
-def read_splade(
+def read_logit_score(folder: Path) -> LogitScoreModule:
+    """The answers that a language model is scored by.
+
+    Raises:
+        ModelError: an id is missing or is none.
+    """
+    source = folder / "config.json"
+    config = read_object(source)
+    true_id, false_id = config.get("true_token_id"), config.get("false_token_id")
+    if not isinstance(true_id, int) or not isinstance(false_id, int | None):
+        raise ModelError(f"{source}: true_token_id {true_id!r} and false_token_id {false_id!r} are no ids.")
+    return LogitScoreModule(true_id, false_id)
+
+
+def answer_ids(folder: Path) -> tuple[int, int] | None:
+    """Ids of ``yes`` and ``no``, which CrossEncoder takes by default; None where one is missing."""
+    try:
+        ids, _ = _token_ids(folder)
+    except Unsupported:
+        return None
+    return (ids["yes"], ids["no"]) if {"yes", "no"} <= ids.keys() else None
+
+
+def read_router(
+    snapshot: Path, router: ModuleEntry, settings: dict[str, Any]
+) -> tuple[tuple[ModuleEntry, ...], StaticQueriesSpec]:
+    """The modules of a sparse model's documents, and the table that its queries are weighed by.
+
+    Raises:
+        Unsupported: the router leads elsewhere.
+        ModelError: a path leaves the repository.
+    """
+    names = ("router_config.json", "config.json")
+    sources = (snapshot / router.folder / name for name in names)
+    source, config = next(((s, c) for s in sources if (c := read_object(s))), (snapshot / names[0], {}))
+    types, structure, parameters = (config.get(key) or {} for key in ("types", "structure", "parameters"))
+    queries, documents = structure.get("query") or [], structure.get("document") or []
+    classes = {name: str(types.get(name, "")) for name in (*queries, *documents)}
+    is_known = (
+        settings.get("model_type") == "SparseEncoder"
+        and structure.keys() == {"query", "document"}
+        and not parameters.get("route_mappings")
+        and [classes[name].rpartition(".")[2] for name in queries] == ["SparseStaticEmbedding"]
+        and all(path.startswith("sentence_transformers.") for path in classes.values())
+        and documents
+    )
+    if not is_known:
+        raise Unsupported("its router leads elsewhere than to static queries and inferred documents")
+
+    def folder_of(name: str) -> str:
+        return safe_folder(f"{router.folder}/{name}".lstrip("/"), source)
+
+    folder = folder_of(queries[0])
+    if not (snapshot / folder / "model.safetensors").is_file():
+        raise Unsupported("the weights of its static queries are not a safetensors file")
+    entries = (
+        ModuleEntry(classes[name].rpartition(".")[2], classes[name], folder_of(name)) for name in documents
+    )
+    default = parameters.get("default_route") or next(iter(structure))
+    tokenizer = read_object(snapshot / folder / "tokenizer_config.json")
+    max_len = max_model_len({}, tokenizer.get("model_max_length"))
+    return tuple(entries), StaticQueriesSpec(folder, max_len, is_default=default == "query")
+
+
+def default_active_dims(modules: Sequence[Module]) -> int | None:
+    """How many weights a sparse vector keeps where the repository does not say."""
+    return next((m.k for m in modules if isinstance(m, SparseCodeModule)), None)
+
+
+def _read_sparse_code(snapshot: Path, entries: Sequence[ModuleEntry]) -> tuple[Module, ...]:
+    chain, ends_normalized = read_chain(snapshot, entries[1:-1])
+    source = snapshot / entries[-1].folder / "config.json"
+    config = read_object(source)
+    dimension, k = config.get("hidden_dim", 512), config.get("k", 8)
+    if not isinstance(dimension, int) or not isinstance(k, int) or not 0 < k <= dimension:
+        raise ModelError(f"{source}: k is {k!r} of hidden_dim {dimension!r}.")
+    code = SparseCodeModule(entries[-1].folder, dimension, k, bool(config.get("normalize", False)))
+    return (*chain, *((NormalizeModule(),) if ends_normalized else ()), code)
+
+
+def read_sparse(
     snapshot: Path, entries: Sequence[ModuleEntry], transformer: dict[str, Any]
 ) -> tuple[Module, ...]:
     """The modules of a SparseEncoder.
 
     Raises:
-        Unsupported: it is not a masked language model with SpladePooling alone.
+        Unsupported: it is neither a masked language model with SpladePooling nor a SparseAutoEncoder behind
+            a pooling.
+        ModelError: a configuration that nobody could run.
     """
     names = [entry.name for entry in entries]
+    if names[1:2] == ["Pooling"] and names[-1] == "SparseAutoEncoder":
+        return _read_sparse_code(snapshot, entries)
     is_masked_lm = names[0] == "MLMTransformer" or transformer.get("transformer_task") == "fill-mask"
     if names[1:] != ["SpladePooling"] or not is_masked_lm:
         classes = ", ".join(entry.class_path for entry in entries)
@@ -97,24 +186,19 @@ def read_m3(snapshot: Path, hidden_size: int) -> tuple[Module, ...]:
     return tuple(modules)
 
 
-def read_multivector(
-    snapshot: Path, entries: Sequence[ModuleEntry], transformer: dict[str, Any], settings: dict[str, Any]
-) -> tuple[tuple[Module, ...], bool, MultivectorSpec, dict[str, str]]:
-    """The modules of a late-interaction model, and how it encodes the two sides.
+def read_token_chain(
+    snapshot: Path, entries: Sequence[ModuleEntry], settings: dict[str, Any]
+) -> tuple[tuple[Module, ...], bool]:
+    """The projection of a late-interaction model, and whether its token vectors are normalised.
 
     Args:
         snapshot: the repository's folder.
         entries: modules.json, the transformer first.
-        transformer: the Transformer module's own settings.
         settings: config_sentence_transformers.json.
-    Returns:
-        The modules, whether token vectors are normalised, the two sides, and the prompts.
-
     Raises:
         Unsupported: a module or a setting that is not computed here.
-        ModelError: a configuration that nobody could run.
     """
-    folders, skip_words, is_normalized, dimension = [], None, False, 0
+    folders, is_normalized, dimension = [], settings.get("model_type") == "ColBERT", 0
     for entry in entries[1:]:
         config = read_object(snapshot / entry.folder / "config.json")
         if entry.name == "Dense":
@@ -124,30 +208,53 @@ def read_multivector(
                 raise Unsupported(f"the projection in {entry.folder!r} has a residual connection")
             folders.append(entry.folder)
             dimension = int(config.get("out_features", 0))
-        elif entry.name == "MultiVectorMask":
-            skip_words = list(config.get("skiplist_words") or [])
-            if list(config.get("skiplist_tasks") or ["document"]) != ["document"]:
-                raise Unsupported("its skip list applies to queries")
-            if config.get("keep_only_token_ids"):
-                raise Unsupported("it keeps the vectors of some token ids only")
         elif entry.name == "Normalize":
             is_normalized = True
-        else:
+        elif entry.name != "MultiVectorMask":
             raise Unsupported(f"module {entry.class_path!r} in a late-interaction model")
     if not dimension:
         raise Unsupported("a late-interaction model without a projection")
-    if settings.get("model_type") == "ColBERT":  # PyLate: masks and normalises by itself
-        is_normalized = True
+    return (TokenVectorsModule(dimension, folders=tuple(folders)),), is_normalized
+
+
+def read_sides(
+    snapshot: Path, entries: Sequence[ModuleEntry], transformer: dict[str, Any], settings: dict[str, Any]
+) -> tuple[MultivectorSpec, dict[str, str]]:
+    """How a late-interaction model encodes the two sides, and its prompts.
+
+    Args:
+        snapshot: the repository's folder.
+        entries: modules.json, the transformer first.
+        transformer: the Transformer module's own settings.
+        settings: config_sentence_transformers.json.
+    Raises:
+        Unsupported: a setting that nobody but the library itself follows.
+        ModelError: a configuration that nobody could run.
+    """
+    skip_words: list[str] = []
+    skips_queries = False
+    if settings.get("model_type") == "ColBERT":  # PyLate masks and normalises by itself
         words = settings.get("skiplist_words")
         skip_words = list(string.punctuation) if words is None else list(words)
+    for entry in entries:
+        if entry.name != "MultiVectorMask":
+            continue
+        config = read_object(snapshot / entry.folder / "config.json")
+        if settings.get("model_type") != "ColBERT":
+            skip_words = list(config.get("skiplist_words") or [])
+        tasks = config.get("skiplist_tasks") or ["document"]
+        skips_queries = "query" in tasks
+        if "document" not in tasks:
+            raise Unsupported("its skip list does not apply to documents")
+        if config.get("keep_only_token_ids"):
+            raise Unsupported("it keeps the vectors of some token ids only")
     prompts = {k: v for k, v in (settings.get("prompts") or {}).items() if isinstance(v, str)}
     for side in ("query", "document"):
         prefix = settings.get(f"{side}_prefix")
         if prefix:
             prompts[side] = prefix + prompts.get(side, "").removeprefix(prefix)
-    modules = (TokenVectorsModule(dimension, folders=tuple(folders)),)
-    sides = _sides(snapshot / entries[0].folder, transformer, settings, skip_words or [])
-    return modules, is_normalized, sides, prompts
+    sides = _sides(snapshot / entries[0].folder, transformer, settings, skip_words)
+    return msgspec.structs.replace(sides, skips_queries=skips_queries), prompts
 
 
 def _sides(
@@ -163,16 +270,21 @@ def _sides(
     if expansion is None and old and settings.get("do_query_expansion") is not False:
         attends = settings.get("attend_to_expansion_tokens", settings.get("attend_to_mask_tokens"))
         expansion = {"strategy": "fixed", "attend": bool(attends), "length": query_len or QUERY_LEN}
-    expansion_id, attends = None, False
+    expansion_id, attends, expansion_len = None, False, 0
     if isinstance(expansion, dict):
-        if expansion.get("strategy") != "fixed":
-            raise Unsupported(f"query expansion by {expansion.get('strategy')!r}")
+        strategy = expansion.get("strategy")
+        if strategy not in ("fixed", "min"):
+            raise Unsupported(f"query expansion by {strategy!r}")
         token = expansion.get("token")
         expansion_id = mask_id if token is None else ids.get(token)
         if expansion_id is None:
             raise ModelError(f"{folder}: the expansion token {token or '[MASK]'!r} is not in the tokenizer")
         attends = bool(expansion.get("attend", False))
-        query_len = int(expansion.get("length") or query_len or QUERY_LEN)
+        expansion_len = int(expansion.get("length") or query_len or QUERY_LEN)
+        if strategy == "fixed":
+            query_len = expansion_len
+        elif query_len:
+            query_len = max(int(query_len), expansion_len)
     document_len = transformer.get("document_length") or settings.get("document_length")
     return MultivectorSpec(
         query_len=int(query_len or 0),
@@ -180,6 +292,7 @@ def _sides(
         expansion_id=expansion_id,
         attends_to_expansion=attends,
         skip_ids=tuple(sorted(ids[word] for word in skip_words if word in ids)),
+        expansion_len=expansion_len,
     )
 
 

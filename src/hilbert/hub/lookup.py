@@ -29,6 +29,8 @@ def deciding_files(spec: ModelSpec) -> list[str]:
     """Files of a folder that its vectors depend on, relative to `spec.path`."""
     root = Path(spec.path)
     folders = {"", spec.transformer_folder, *(getattr(module, "folder", "") for module in spec.modules)}
+    if spec.static_queries is not None:
+        folders.add(spec.static_queries.folder)
     suffixes: tuple[str, ...] = DECIDING_SUFFIXES
     names = {
         *(f"{spec.transformer_folder}/{name}".lstrip("/") for name in spec.weights),

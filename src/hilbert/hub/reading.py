@@ -14,7 +14,10 @@ from typing import Any
 import msgspec
 
 from hilbert.core import (
+    RELEVANCE,
+    ChatSpec,
     ClassifierModule,
+    DenseModule,
     Modality,
     ModelSpec,
     Module,
@@ -22,15 +25,19 @@ from hilbert.core import (
     NormalizeModule,
     PoolingMode,
     PoolingModule,
+    SparseCodeModule,
     SpladeModule,
+    StaticQueriesSpec,
     Task,
     TextTower,
     TokenWeightsModule,
     Tower,
+    with_task,
 )
 from hilbert.errors import ModelError, ModelUnavailable
 from hilbert.hub import heads
 from hilbert.hub.chain import ModuleEntry, Unsupported, output_size, read_chain, read_entries
+from hilbert.hub.chat import names_pair_roles, read_chat, read_template
 from hilbert.hub.files import read_object, tensor_shapes
 from hilbert.hub.lengths import max_model_len
 from hilbert.hub.towers import is_dual, other_tower, read_dual
@@ -55,11 +62,15 @@ TASKS = {
     "MultiVectorEncoder": Task.MULTI_EMBED,
     "ColBERT": Task.MULTI_EMBED,
 }
+LOADED_AS = {name: name for name in ("CrossEncoder", "SparseEncoder", "MultiVectorEncoder")} | {
+    "ColBERT": "MultiVectorEncoder"
+}
 # What a Transformer module returns for each thing that it can be loaded for.
 TRANSFORMER_OUTPUTS = {
     "feature-extraction": "last_hidden_state",
     "sequence-classification": "logits",
     "fill-mask": "logits",
+    "text-generation": "logits",
 }
 # Arguments for the tokenizer that change nothing but padding, which Hilbert does not do.
 HARMLESS_TOKENIZER_ARGUMENTS = frozenset(
@@ -96,6 +107,10 @@ class _Draft:
     family: str = ""
     text_tower: TextTower | None = None
     towers: tuple[Tower, ...] = ()
+    chat: ChatSpec | None = None
+    static_queries: StaticQueriesSpec | None = None
+    answer_ids: tuple[int, int] | None = None
+    loaded_as: str = "SentenceTransformer"
     settings: dict[str, Any] = field(default_factory=dict)
 
     def leave_to_sentence_transformers(self, reason: str) -> None:
@@ -157,23 +172,48 @@ def _read_transformer(draft: _Draft, snapshot: Path) -> None:
     task = settings.get("transformer_task", "feature-extraction")
     if task not in TRANSFORMER_OUTPUTS:
         draft.leave_to_sentence_transformers(f"its transformer is loaded for {task!r}")
+    processing = settings.get("processing_kwargs")
+    processing = processing if isinstance(processing, dict) else {}
+    if processing.get("text") or processing.get("common"):
+        draft.leave_to_sentence_transformers("its processing_kwargs change how text is tokenized")
     modalities = settings.get("modality_config")
     if isinstance(modalities, dict) and task in TRANSFORMER_OUTPUTS:
         wanted = {"method": "forward", "method_output_name": TRANSFORMER_OUTPUTS[task]}
-        if modalities.get("text") != wanted:
+        message = modalities.get("message")
+        through = message if isinstance(message, dict) else modalities.get("text")
+        if not isinstance(through, dict) or {k: v for k, v in through.items() if k != "format"} != wanted:
             draft.leave_to_sentence_transformers("text does not go through the model's plain forward pass")
-    processing = settings.get("processing_kwargs")
-    if isinstance(processing, dict) and (processing.get("text") or processing.get("common")):
-        draft.leave_to_sentence_transformers("its processing_kwargs change how text is tokenized")
+        elif through is message and modalities.keys() <= {"text", "message"}:
+            _read_chat(draft, folder, message, processing)
+
+
+def _read_chat(
+    draft: _Draft, folder: Path, message: dict[str, Any] | None, processing: dict[str, Any]
+) -> None:
+    try:
+        draft.chat = read_chat(folder, draft.config, message, processing)
+    except Unsupported as unsupported:
+        draft.leave_to_sentence_transformers(str(unsupported))
 
 
 def _read_sentence_transformers(
     snapshot: Path, entries: tuple[ModuleEntry, ...], trust_remote_code: bool
 ) -> _Draft:
+    settings = read_object(snapshot / "config_sentence_transformers.json")
+    static_queries, route_error = None, ""
+    if [entry.name for entry in entries] == ["Router"]:
+        try:
+            entries, static_queries = heads.read_router(snapshot, entries[0], settings)
+        except Unsupported as unsupported:
+            route_error = str(unsupported)
     first = entries[0]
     draft = _Draft(config=read_object(snapshot / first.folder / "config.json"), folder=first.folder)
-    draft.settings = read_object(snapshot / "config_sentence_transformers.json")
+    draft.settings, draft.static_queries = settings, static_queries
+    draft.loaded_as = LOADED_AS.get(str(settings.get("model_type", "")), draft.loaded_as)
     draft.remote_code = any(entry.name == "" for entry in entries)
+    if route_error:
+        draft.leave_to_sentence_transformers(route_error)
+        return draft
     if (
         first.name in ("CLIPModel", "Transformer")
         and is_dual(draft.config)
@@ -246,13 +286,15 @@ def _read_modules(
     """What follows the transformer, by the kind of model that the repository says it is."""
     kind = str(draft.settings.get("model_type", ""))
     if kind in heads.MULTIVECTOR_TYPES:
-        draft.modules, draft.normalize, draft.multivector, draft.prompts = heads.read_multivector(
+        draft.multivector, draft.prompts = heads.read_sides(
             snapshot, entries, draft.transformer, draft.settings
         )
+        draft.modules, draft.normalize = heads.read_token_chain(snapshot, entries, draft.settings)
     elif kind == "SparseEncoder" or any(entry.name == "SpladePooling" for entry in entries):
-        draft.modules = heads.read_splade(snapshot, entries, draft.transformer)
-    elif kind == "CrossEncoder" and len(entries) == 1 and heads.is_classifier(draft.config):
-        _read_classifier(draft)
+        draft.modules = heads.read_sparse(snapshot, entries, draft.transformer)
+        draft.loaded_as = "SparseEncoder"
+    elif kind == "CrossEncoder":
+        _read_cross_encoder(draft, snapshot, entries, trust_remote_code)
     else:
         task = draft.transformer.get("transformer_task", "feature-extraction")
         if task != "feature-extraction":
@@ -270,7 +312,34 @@ def _read_modules(
                 draft.special_ids = heads.special_ids(snapshot / draft.folder)
 
 
+def _read_cross_encoder(
+    draft: _Draft, snapshot: Path, entries: tuple[ModuleEntry, ...], trust_remote_code: bool
+) -> None:
+    """A classification head of its own, the logits of a language model, or a score from the pooled vector."""
+    task = draft.transformer.get("transformer_task", "feature-extraction")
+    names = [entry.name for entry in entries[1:]]
+    draft.activation = heads.classifier_activation(draft.config, draft.settings)
+    if not names and heads.is_classifier(draft.config):
+        _read_classifier(draft)
+    elif names == ["LogitScore"] and task == "text-generation":
+        draft.modules = (heads.read_logit_score(snapshot / entries[1].folder),)
+        draft.labels = (RELEVANCE,)
+    elif names[:1] == ["Pooling"] and task == "feature-extraction":
+        chain, _ = read_chain(snapshot, entries[1:], trust_remote_code=trust_remote_code, output="scores")
+        if not isinstance(chain[-1], DenseModule):
+            raise Unsupported("a cross-encoder whose last module is not Dense")
+        num_labels = chain[-1].out_features
+        draft.modules = (*chain, ClassifierModule(num_labels, is_own=False))
+        draft.labels = tuple(f"LABEL_{i}" for i in range(num_labels))
+    else:
+        if heads.is_classifier(draft.config):
+            draft.labels = heads.labels_of(draft.config)
+        classes = ", ".join(entry.class_path for entry in entries)
+        raise Unsupported(f"a cross-encoder of the modules {classes}, its transformer loaded for {task!r}")
+
+
 def _read_classifier(draft: _Draft) -> None:
+    draft.loaded_as = "CrossEncoder"
     draft.labels = heads.labels_of(draft.config)
     draft.modules = (ClassifierModule(len(draft.labels)),)
     draft.activation = heads.classifier_activation(draft.config, draft.settings)
@@ -304,10 +373,17 @@ def _read_plain(snapshot: Path) -> _Draft:
         return draft
     if text_config(config) is not config:
         draft.leave_to_sentence_transformers("it takes more than text and has no modules.json")
+    template = read_template(snapshot)
     if heads.is_classifier(config):
         _read_classifier(draft)
+        if template is not None and names_pair_roles(template):
+            _read_chat(draft, snapshot, None, {})
         return draft
+    if template is not None:
+        _read_chat(draft, snapshot, None, {})
     is_causal = _architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
+    if _architecture(config).endswith("ForCausalLM"):
+        draft.answer_ids = heads.answer_ids(snapshot)
     draft.modules = (PoolingModule((PoolingMode.LAST if is_causal else PoolingMode.MEAN,)),)
     draft.modules += heads.read_m3(snapshot, hidden_size(config) or 0)
     if any(isinstance(module, TokenWeightsModule) for module in draft.modules):
@@ -323,7 +399,7 @@ def _architecture(config: dict[str, Any]) -> str:
 def _task(draft: _Draft) -> Task:
     if draft.labels:
         return Task.RERANK if len(draft.labels) == 1 else Task.CLASSIFY
-    if any(isinstance(module, SpladeModule) for module in draft.modules):
+    if any(isinstance(module, SpladeModule | SparseCodeModule) for module in draft.modules):
         return Task.SPARSE_EMBED
     return TASKS.get(str(draft.settings.get("model_type", "")), Task.EMBED)
 
@@ -397,6 +473,7 @@ def read_spec(
     settings = draft.settings
     prompts = _prompts(settings) if draft.prompts is None else draft.prompts
     truncate_dim = settings.get("truncate_dim")
+    max_active_dims = settings.get("max_active_dims") or heads.default_active_dims(draft.modules)
     similarity = settings.get("similarity_fn_name")
     default_prompt = settings.get("default_prompt_name")
     if default_prompt is not None and default_prompt not in {*prompts, *EMPTY_PROMPTS}:
@@ -404,7 +481,7 @@ def read_spec(
             f"{snapshot / 'config_sentence_transformers.json'}: default_prompt_name is {default_prompt!r}, "
             f"the prompts are {sorted(prompts)}."
         )
-    return ModelSpec(
+    spec = ModelSpec(
         model_id=model_id,
         path=str(snapshot),
         commit=commit,
@@ -438,4 +515,12 @@ def read_spec(
         modalities=(Modality.TEXT, *(tower.modality for tower in draft.towers)),
         towers=draft.towers,
         text_tower=draft.text_tower,
+        chat=draft.chat,
+        static_queries=draft.static_queries,
+        max_active_dims=max_active_dims if isinstance(max_active_dims, int) else None,
+        answer_ids=draft.answer_ids,
+        loaded_as=draft.loaded_as,
     )
+    if entries is None and draft.answer_ids and draft.chat and names_pair_roles(draft.chat.template):
+        return with_task(spec, Task.RERANK)
+    return spec

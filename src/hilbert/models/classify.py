@@ -8,6 +8,7 @@ from hilbert.core import (
     ClassifyRequest,
     ClassifyResult,
     EmbedRequest,
+    LogitScoreModule,
     Output,
     OutputType,
     Sequence,
@@ -34,6 +35,8 @@ class ClassifyWork:
         """See `Work`."""
         if OutputType.LOGITS not in self._facts.outputs:
             raise self._facts.cannot(Task.CLASSIFY, "it has no classification head")
+        if any(isinstance(module, LogitScoreModule) for module in self._facts.spec.modules):
+            raise self._facts.cannot(Task.CLASSIFY, "it scores pairs of a query and a document")
 
     def estimate_tokens(self) -> int:
         """See `Work`."""

@@ -30,6 +30,8 @@ class EncodeWork:
         self._facts = facts
         self._request = request
         self._sequences: tuple[Sequence, ...] = ()
+        self._static: tuple[SparseVector, ...] | None = None
+        self._num_static_tokens = 0
         self.outputs = request.outputs
         self.num_inputs = len(request.inputs)
         self.timeout_seconds = request.timeout_seconds
@@ -65,6 +67,10 @@ class EncodeWork:
 
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
         """See `Work`."""
+        queries = self._facts.static_queries
+        if queries is not None and queries.takes(self._request):
+            self._static, self._num_static_tokens = queries.encode(self._request)
+            return tuple(uninferred(request_id, index) for index in range(self.num_inputs))
         self._sequences = self._facts.processor.encode(self._request, request_id)
         return self._sequences
 
@@ -86,12 +92,30 @@ class EncodeWork:
                 for rows, sequence in zip(output.multivector, self._sequences, strict=True)
             )
         if OutputType.SPARSE in self.outputs:
-            sparse = output.sparse
-        return EncodeResult(dense, sparse, tokens, num_tokens, timing)
+            assert output.sparse is not None
+            sparse = strongest(output.sparse if self._static is None else self._static, spec.max_active_dims)
+        return EncodeResult(dense, sparse, tokens, num_tokens + self._num_static_tokens, timing)
 
     def name(self, error: ServingError) -> ServingError:
         """See `Work`: inputs are called inputs."""
         return error
+
+
+def uninferred(request_id: int, index: int) -> Sequence:
+    """Stands for an input that the engine need not see."""
+    return Sequence(request_id, index, np.empty(0, np.int32))
+
+
+def strongest(vectors: tuple[SparseVector, ...], num: int | None) -> tuple[SparseVector, ...]:
+    """The same vectors with no more than so many weights each, the largest; None leaves them as they are."""
+    return vectors if num is None else tuple(_strongest(vector, num) for vector in vectors)
+
+
+def _strongest(vector: SparseVector, num: int) -> SparseVector:
+    if len(vector.weights) <= num:
+        return vector
+    places = np.sort(np.argpartition(-np.abs(vector.weights), num - 1)[:num])
+    return SparseVector(vector.token_ids[places], vector.weights[places])
 
 
 def counting_rows(facts: Facts, rows: FloatArray, sequence: Sequence, is_document: bool) -> FloatArray:
@@ -106,7 +130,7 @@ def counting_rows(facts: Facts, rows: FloatArray, sequence: Sequence, is_documen
         is_document: whether the model's skip list applies.
     """
     sides = facts.spec.multivector
-    if sides is not None and sides.skip_ids and is_document and len(rows):
+    if sides is not None and sides.skip_ids and (is_document or sides.skips_queries) and len(rows):
         keeps = kept_rows(sequence.input_ids, sides.skip_ids)
         if facts.skips_first:
             keeps[0] = False

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hilbert.core import (
     ClassifierModule,
     Input,
+    LogitScoreModule,
     Media,
     MediaRef,
     Modality,
@@ -18,7 +19,7 @@ from hilbert.core import (
     tasks_of,
 )
 from hilbert.errors import InvalidInput, UnsupportedTask
-from hilbert.processors import TextProcessor
+from hilbert.processors import StaticQueries, TextProcessor
 from hilbert.runtimes import matrix
 from hilbert.runtimes.base import RuntimeInfo
 
@@ -34,6 +35,8 @@ def outputs_of(spec: ModelSpec, info: RuntimeInfo | None) -> frozenset[OutputTyp
     """What one pass can return: as the runtime says, else as the files let expect."""
     if info is not None:
         return info.outputs
+    if any(isinstance(m, ClassifierModule | LogitScoreModule) for m in spec.modules):
+        return frozenset({OutputType.LOGITS})
     tasks = tasks_of(spec)
     return frozenset(output for output, task in _TASK_OF.items() if task in tasks)
 
@@ -51,6 +54,7 @@ class Facts:
     spec: ModelSpec
     processor: TextProcessor
     info: RuntimeInfo | None
+    static_queries: StaticQueries | None = None
 
     @property
     def outputs(self) -> frozenset[OutputType]:
@@ -62,7 +66,7 @@ class Facts:
         """``L``; 0 where there is no classifier."""
         if self.info is not None:
             return self.info.num_labels
-        return next((m.num_labels for m in self.spec.modules if isinstance(m, ClassifierModule)), 0)
+        return len(self.spec.labels)
 
     @property
     def dimensions(self) -> int:

@@ -295,6 +295,7 @@ class Model:
         top_n: int | None = None,
         raw_scores: bool = False,
         truncate: bool = True,
+        prompt: str | None = None,
     ) -> list[Ranked]:
         """Order documents by their relevance to a query.
 
@@ -307,6 +308,8 @@ class Model:
             raw_scores: a cross-encoder's logits; otherwise they go through the activation that the model's
                 config names, a sigmoid by default, as in sentence-transformers.
             truncate: cut what is too long; when false that is an error.
+            prompt: the instruction of a reranker that takes one (Qwen3-Reranker), else text before the
+                query; None takes the model's own.
         Returns:
             The best first; ties keep the order of `documents`.
 
@@ -314,7 +317,7 @@ class Model:
             UnsupportedTask: the model has several labels.
             ClientError: as `embed`.
         """
-        return self._submit(self._rerank(query, documents, top_n, raw_scores, truncate)).result()
+        return self._submit(self._rerank(query, documents, top_n, raw_scores, truncate, prompt)).result()
 
     async def arerank(
         self,
@@ -324,9 +327,10 @@ class Model:
         top_n: int | None = None,
         raw_scores: bool = False,
         truncate: bool = True,
+        prompt: str | None = None,
     ) -> list[Ranked]:
         """As `rerank`, for callers on an event loop."""
-        work = self._submit(self._rerank(query, documents, top_n, raw_scores, truncate))
+        work = self._submit(self._rerank(query, documents, top_n, raw_scores, truncate, prompt))
         return await asyncio.wrap_future(work)
 
     def classify(
@@ -370,7 +374,13 @@ class Model:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _rerank(
-        self, query: str, documents: Iterable[str], top_n: int | None, raw_scores: bool, truncate: bool
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_n: int | None,
+        raw_scores: bool,
+        truncate: bool,
+        prompt: str | None,
     ) -> list[Ranked]:
         texts = _texts(documents, "documents")
         if top_n is not None and top_n < 1:
@@ -378,7 +388,8 @@ class Model:
         if not texts:
             return []
         scale = Scale.RAW if raw_scores else Scale.MODEL
-        result = await self._served.rerank(RerankRequest(query, texts, top_n, scale, truncate))
+        request = RerankRequest(query, texts, top_n, scale, truncate, prompt=prompt)
+        result = await self._served.rerank(request)
         return [
             Ranked(index, score, texts[index])
             for index, score in zip(result.indices.tolist(), result.scores.tolist(), strict=True)

@@ -26,7 +26,7 @@ from hilbert.core import (
 )
 from hilbert.core.request import FloatArray
 from hilbert.errors import ServingError, UnsupportedTask
-from hilbert.models.encode import counting_rows
+from hilbert.models.encode import counting_rows, strongest, uninferred
 from hilbert.models.facts import Facts
 from hilbert.models.work import Work
 from hilbert.processors import PairProcessor, called, renamed
@@ -95,7 +95,9 @@ class PairWork:
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
         """See `Work`."""
         request = self._request
-        pairs = self._pairs.encode(request.query, request.documents, request.truncate, request_id)
+        pairs = self._pairs.encode(
+            request.query, request.documents, request.truncate, request_id, request.prompt
+        )
         if pairs.num_kept < pairs.num_query_tokens:
             self._warning = _cut_warning(pairs.num_query_tokens, pairs.num_kept)
         return pairs.sequences
@@ -120,6 +122,8 @@ class SimilarityWork:
         self._request = request
         self._warning = ""
         self._sequences: tuple[Sequence, ...] = ()
+        self._static: SparseVector | None = None
+        self._num_static_tokens = 0
         self.outputs = frozenset({output})
         self.num_inputs = 1 + len(request.documents)
         self.timeout_seconds = request.timeout_seconds
@@ -140,11 +144,18 @@ class SimilarityWork:
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
         """See `Work`."""
         request, processor = self._request, self._facts.processor
-        query = EmbedRequest((request.query,), input_type="query", truncate=request.truncate)
+        query = EmbedRequest(
+            (request.query,), prompt=request.prompt, input_type="query", truncate=request.truncate
+        )
         documents = EmbedRequest(request.documents, input_type="document", truncate=request.truncate)
+        queries = self._facts.static_queries
         with called("query", is_list=False):
-            first = processor.encode(query, request_id)
-        cut = processor.count_cut(query)
+            if queries is None:
+                first = processor.encode(query, request_id)
+            else:
+                (self._static,), self._num_static_tokens = queries.encode(query)
+                first = (uninferred(request_id, 0),)
+        cut = (processor if queries is None else queries.texts).count_cut(query)
         if cut is not None:
             self._warning = _cut_warning(*cut)
         with called("documents"):
@@ -162,7 +173,10 @@ class SimilarityWork:
             scores = self._maxsim(output.multivector)
         else:
             assert output.sparse is not None
-            scores = sparse_products(output.sparse[0], output.sparse[1:])
+            first = output.sparse[0] if self._static is None else self._static
+            query, *documents = strongest((first, *output.sparse[1:]), self._facts.spec.max_active_dims)
+            scores = sparse_products(query, tuple(documents))
+        num_tokens += self._num_static_tokens
         return ranked(scores, self._request.top_n, num_tokens, timing, self._warning)
 
     def _maxsim(self, tokens: tuple[FloatArray, ...]) -> FloatArray:

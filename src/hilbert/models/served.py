@@ -49,7 +49,7 @@ from hilbert.models.offload import offload
 from hilbert.models.rerank import rerank_work
 from hilbert.models.work import Work
 from hilbert.observability import ModelMetrics
-from hilbert.processors import PairProcessor, TextProcessor
+from hilbert.processors import PairProcessor, StaticQueries, TextProcessor, pair_processor
 from hilbert.scheduler import Admission
 
 Result = TypeVar("Result")
@@ -102,7 +102,8 @@ class ServedModel:
         self.media = media or MediaLoader()
         self.created = int(time.time())
         self.on_idle: Callable[[], None] | None = None
-        self._facts = Facts(name, spec, processor, None)
+        static_queries = None if spec.static_queries is None else StaticQueries(spec)
+        self._facts = Facts(name, spec, processor, None, static_queries)
         self._pairs: PairProcessor | None = None
         self.metrics.read_queue_requests = lambda: admission.num_requests
         self.metrics.read_queue_tokens = lambda: admission.num_queued_tokens
@@ -137,7 +138,7 @@ class ServedModel:
         facts = self.facts
         try:
             if self._pairs is None and OutputType.LOGITS in facts.outputs:
-                self._pairs = PairProcessor(self.processor)
+                self._pairs = pair_processor(self.processor)
             work = rerank_work(facts, self._pairs, request)
         except ServingError as error:
             self._count_failure(error)
@@ -156,7 +157,7 @@ class ServedModel:
         except EngineError:
             info = None
         if self._facts.info is not info:
-            self._facts = Facts(self.name, self.spec, self.processor, info)
+            self._facts = replace(self._facts, info=info)
         return self._facts
 
     @property

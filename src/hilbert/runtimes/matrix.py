@@ -11,8 +11,10 @@ from typing import Literal
 
 from hilbert.core import (
     ClassifierModule,
+    LogitScoreModule,
     ModelSpec,
     OutputType,
+    SparseCodeModule,
     SpladeModule,
     TokenWeightsModule,
 )
@@ -39,7 +41,7 @@ MATRIX: dict[Kind, tuple[str, dict[str, Outputs]]] = {
         {"openvino": _LOGITS, "torch": _LOGITS, "onnx": _LOGITS, "ctranslate2": _NONE},
     ),
     "sparse": (
-        "SPLADE",
+        "sparse encoder (SPLADE)",
         dict.fromkeys(ENGINES[:3], frozenset({OutputType.SPARSE})) | {"ctranslate2": _NONE},
     ),
     "bge-m3": (
@@ -56,9 +58,16 @@ MATRIX: dict[Kind, tuple[str, dict[str, Outputs]]] = {
     ),
     "static": ("static embeddings", dict.fromkeys(ENGINES, _DENSE)),
     "other": (
-        "anything else that sentence-transformers loads",
-        {"openvino": _DENSE, "torch": _DENSE, "onnx": _NONE, "ctranslate2": _NONE},
+        "anything else that sentence-transformers loads: one of",
+        dict.fromkeys(ENGINES[:2], frozenset(OutputType)) | dict.fromkeys(ENGINES[2:], _NONE),
     ),
+}
+# What sentence-transformers' classes return.
+_LOADED_AS = {
+    "SentenceTransformer": _DENSE,
+    "CrossEncoder": _LOGITS,
+    "SparseEncoder": frozenset({OutputType.SPARSE}),
+    "MultiVectorEncoder": frozenset({OutputType.MULTIVECTOR}),
 }
 
 
@@ -69,9 +78,9 @@ def kind_of(spec: ModelSpec) -> Kind:
     if spec.towers:
         return "dual"
     modules = {type(module) for module in spec.modules}
-    if ClassifierModule in modules:
+    if modules & {ClassifierModule, LogitScoreModule}:
         return "cross-encoder"
-    if SpladeModule in modules:
+    if modules & {SpladeModule, SparseCodeModule}:
         return "sparse"
     if TokenWeightsModule in modules:
         return "bge-m3"
@@ -82,7 +91,8 @@ def returned(spec: ModelSpec, engine: str) -> Outputs:
     """What an engine returns of a model; nothing where it cannot run it."""
     if engine == "ctranslate2" and spec.kind == "transformer" and spec.family not in CTRANSLATE2_FAMILIES:
         return _NONE
-    return MATRIX[kind_of(spec)][1][engine]
+    found = MATRIX[kind_of(spec)][1][engine]
+    return found & _LOADED_AS[spec.loaded_as] if kind_of(spec) == "other" else found
 
 
 def engines_for(spec: ModelSpec, outputs: Iterable[OutputType] = ()) -> list[str]:
@@ -100,7 +110,7 @@ def check(spec: ModelSpec, engine: str) -> None:
     if returned(spec, engine):
         return
     able = " or ".join(engines_for(spec))
-    wanted = ", ".join(sorted(MATRIX[kind_of(spec)][1][engines_for(spec)[0]]))
+    wanted = ", ".join(sorted(returned(spec, engines_for(spec)[0])))
     family = f" of the family {spec.family!r}" if spec.family else ""
     raise UnsupportedArchitecture(
         f"{spec.model_id}: engine {engine} does not return {wanted} of a model{family} that is "

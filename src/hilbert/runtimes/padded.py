@@ -15,6 +15,7 @@ from hilbert.core import (
     Batch,
     BatchOutput,
     ClassifierModule,
+    LogitScoreModule,
     ModelSpec,
     OutputType,
     Sequence,
@@ -22,7 +23,7 @@ from hilbert.core import (
 )
 from hilbert.core.request import FloatArray
 from hilbert.errors import UnsupportedArchitecture
-from hilbert.programs.choose import token_dimensions, trailing_id
+from hilbert.programs.choose import has_other_end, token_dimensions, trailing_id
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo
 from hilbert.runtimes.packing import IndexArray, length_groups
 from hilbert.runtimes.pooling import PoolingChain
@@ -153,6 +154,10 @@ def _output_of(spec: ModelSpec) -> tuple[str, ...]:
     Raises:
         UnsupportedArchitecture: it needs a head that such graphs do not hold.
     """
+    if any(isinstance(module, LogitScoreModule) for module in spec.modules) or (
+        spec.pooling is not None and has_other_end(spec)
+    ):
+        raise UnsupportedArchitecture(f"{spec.model_id}: a shipped graph does not hold its head")
     if any(isinstance(module, ClassifierModule) for module in spec.modules):
         if trailing_id(spec) is not None:
             raise UnsupportedArchitecture(

@@ -301,7 +301,7 @@ def to_answer(
     order: Order,
     result: EncodeResult,
     dtype: OutputDtype,
-    vocab_size: int,
+    sparse_dimensions: int,
     model: str,
     total_seconds: float,
     is_msgpack: bool,
@@ -315,7 +315,7 @@ def to_answer(
             size = result.dense.shape[1] if result.dense is not None else 0
             item["dense"] = {"dims": size, "dtype": dtype.value, "values": dense[place]}
         if result.sparse is not None:
-            item["sparse"] = _sparse(result.sparse[place], vocab_size)
+            item["sparse"] = _sparse(result.sparse[place], sparse_dimensions)
         if result.multivector is not None:
             rows = result.multivector[place]
             item["multivector"] = _multivector(quantize(rows, dtype), rows.shape, dtype)
@@ -365,9 +365,9 @@ def timing_of(result: EncodeResult, total_seconds: float) -> dict[str, float]:
     }
 
 
-def _sparse(vector: SparseVector, vocab_size: int) -> dict[str, Any]:
+def _sparse(vector: SparseVector, sparse_dimensions: int) -> dict[str, Any]:
     return {
-        "dims": vocab_size,
+        "dims": sparse_dimensions,
         "dtype": "float32",
         "indices": np.ascontiguousarray(vector.token_ids),
         "values": np.ascontiguousarray(vector.weights),

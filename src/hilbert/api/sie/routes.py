@@ -51,7 +51,7 @@ class EncodeRoute:
             order,
             result,
             dtype,
-            model.spec.vocab_size,
+            model.spec.sparse_dimensions,
             model.name,
             seconds,
             is_msgpack,
