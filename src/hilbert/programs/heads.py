@@ -168,9 +168,11 @@ class ExactLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """``[..., D]`` → ``[..., L]``."""
-        rows = rows.float().unsqueeze(-2)
+        # In four dimensions: OpenVINO 2026.4 computes the same in three, with several rows, wrongly.
+        spread = rows.float().reshape(-1, 1, 1, rows.shape[-1])
         slices = torch.split(self.weight, LABEL_SLICE)
-        sums = torch.cat([(rows * weight).sum(dim=-1) for weight in slices], dim=-1)
+        sums = torch.cat([(spread * weight).sum(dim=-1) for weight in slices], dim=-1)
+        sums = sums.reshape(*rows.shape[:-1], len(self.weight))
         return sums if self.bias is None else sums + self.bias
 
 
