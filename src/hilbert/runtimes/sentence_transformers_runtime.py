@@ -26,6 +26,7 @@ from hilbert.core.request import FloatArray
 from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture
 from hilbert.programs.choose import unseen_id
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.outputs import max_batch_sequences
 from hilbert.runtimes.packing import IndexArray, without_trailing
 
 # What each class leaves behind its last module, and what that is served as.
@@ -92,6 +93,9 @@ class SentenceTransformersRuntime:
             max_batch_tokens=CPU_BATCH_TOKENS if self._model.device.type == "cpu" else GPU_BATCH_TOKENS,
             num_labels=self._model.num_labels if is_scorer else 0,
             token_dimensions=size if self._kind is OutputType.MULTIVECTOR else 0,
+            max_batch_sequences=(
+                max_batch_sequences(["vocabulary"], size) if self._kind is OutputType.SPARSE else None
+            ),
         )
 
     def prepare(self, batch: Batch) -> list[_Stack]:
