@@ -10,7 +10,7 @@ import pytest
 
 from hilbert.api.sie.protocol import Encoded, Scored, SieError
 from hilbert.core import EmbedRequest, OutputDtype, OutputType, quantize
-from hilbert.processors import PairProcessor
+from hilbert.processors import pair_processor
 from hilbert.testing.runtime import fake_logits, fake_sparse, fake_token_vectors, fake_vector
 
 VECTORS = frozenset(OutputType) - {OutputType.LOGITS}
@@ -84,7 +84,7 @@ def test_scores(reranker, processor):
     texts = ["Aarhus er en by.", "Paris.", "Aarhus ligger i Jylland."]
     items = [{"id": "a", "text": texts[0]}, {"text": texts[1]}, {"id": "c", "text": texts[2]}]
     body = {"query": {"id": "q", "text": "hvor ligger Aarhus?"}, "items": items}
-    pairs = PairProcessor(processor).encode(body["query"]["text"], texts, True, 0).sequences
+    pairs = pair_processor(processor).encode(body["query"]["text"], texts, True, 0).sequences
     logits = np.array([fake_logits(s.input_ids, 1)[0] for s in pairs])
     order = np.argsort(-logits, kind="stable")
     for reply in (
@@ -99,6 +99,10 @@ def test_scores(reranker, processor):
         assert [s.rank for s in found.scores] == [0, 1, 2]
         # The model's own activation: a sigmoid where one label is scored.
         assert np.abs([s.score for s in found.scores] - 1 / (1 + np.exp(-logits[order]))).max() < 1e-6
+    told = reranker.post("/v1/score/any/name", body | {"instruction": "find: "}).json()["scores"]
+    assert [s["score"] for s in told] != [s.score for s in found.scores]
+    body["query"]["text"] = "find: " + body["query"]["text"]
+    assert told == reranker.post("/v1/score/any/name", body).json()["scores"]
 
 
 @pytest.mark.parametrize(
@@ -108,10 +112,6 @@ def test_scores(reranker, processor):
         ({"query": {"id": "q"}, "items": [{"text": "a"}]}, "query has no `text`"),
         ({"query": {"text": "q"}}, "`items` needs at least one"),
         ({"query": {"text": "q"}, "items": []}, "`items` needs at least one"),
-        (
-            {"query": {"text": "q"}, "items": [{"text": "a"}], "instruction": "i"},
-            "`instruction` is not heeded",
-        ),
         ({"query": {"text": "q"}, "items": [{"text": "a"}, {}]}, "items[1] has no `text`"),
         ({"query": {"text": "q"}, "items": [{"images": [{"data": "x"}]}]}, "items[0] has images"),
         ({"query": {"text": "q"}, "items": [{"text": "a"}] * 2049}, "2049"),

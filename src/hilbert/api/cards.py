@@ -130,7 +130,7 @@ def _dims(entry: Entry) -> dict[str, int]:
         return {}
     sizes = {
         OutputType.DENSE: entry.dimensions or 0,
-        OutputType.SPARSE: spec.vocab_size,
+        OutputType.SPARSE: spec.sparse_dimensions,
         OutputType.MULTIVECTOR: 0 if info is None else info.token_dimensions,
     }
     return {output.value: sizes[output] for output in _SHOWN if output in entry.outputs and sizes[output]}

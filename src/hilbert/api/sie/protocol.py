@@ -78,7 +78,9 @@ class ScoreBody(msgspec.Struct, kw_only=True):
 
     query: Annotated[Item | None, about("A text.")] = None
     items: Annotated[list[Item] | None, about("At least one text.")] = None
-    instruction: Annotated[str | None, about("Refused: write it into the query.")] = None
+    instruction: Annotated[
+        str | None, about("The instruction of a reranker that takes one, else text before the query.")
+    ] = None
 
 
 class Dense(msgspec.Struct):
@@ -225,19 +227,16 @@ def to_score_order(body: ScoreBody, max_items: int) -> ScoreOrder:
 
     Raises:
         MalformedRequest: no query, no items, too many, or one without text.
-        UnsupportedTask: one is no text; an instruction, which no score here would heed.
+        UnsupportedTask: one is no text.
     """
-    if body.instruction:
-        raise UnsupportedTask(
-            "`instruction` is not heeded in scores; write it into the query.", param="instruction"
-        )
     items = _checked(body.items, max_items)
     if body.query is None:
         raise MalformedRequest("`query` is missing; send an item with `text`.", param="query")
     query = _text(body.query, "query", None)
     documents = tuple([_text(item, "items", index) for index, item in enumerate(items)])
     ids = [item.id or f"item-{index}" for index, item in enumerate(items)]
-    return ScoreOrder(body.query.id, ids, RerankRequest(query, documents, scale=Scale.MODEL))
+    request = RerankRequest(query, documents, scale=Scale.MODEL, prompt=body.instruction)
+    return ScoreOrder(body.query.id, ids, request)
 
 
 def _checked(items: list[Item] | None, max_items: int) -> list[Item]:
