@@ -22,6 +22,7 @@ _SERVE_MODULES = frozenset(
     {
         "httptools",
         "huggingface_hub",
+        "jinja2",
         "openvino",
         "orjson",
         "prometheus_client",
