@@ -13,7 +13,7 @@ from hilbert.runtimes import Runtime, RuntimeSettings
 from hilbert.testing.models import FAMILIES, tiny_model
 
 PACKED = {"bert", "roberta", "xlm-roberta", "distilbert", "electra", "nomic_bert", "modernbert"}
-PACKED |= {"qwen3", "mistral", "gemma3_text"}
+PACKED |= {"qwen2", "qwen3", "mistral", "gemma", "gemma3_text"}
 TRANSFORMERS = sorted(f for f in FAMILIES if f not in ("static", "model2vec"))
 WORDS = [
     "the",
