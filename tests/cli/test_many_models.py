@@ -75,7 +75,7 @@ def test_seed_000_in_one_file(start, static, tmp_path) -> None:
 
 
 def test_models_under_a_budget_answer_and_keep_to_it(start, static, tmp_path, cache) -> None:
-    """The short form; ten minutes of it is `python -m bench.many`."""
+    """The short form; ten minutes of it is `python bench/many.py`."""
     other = str(tiny_model("static", tmp_path / "other", seed=1))
     names = [f"m{i}" for i in range(6)]
     flags = ["-m", "bundled"] * 4 + ["-m", static, "-m", other]

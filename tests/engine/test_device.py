@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from queue import Queue
 
@@ -135,3 +136,28 @@ def test_one_at_a_time_under_contention():
     for thread in threads:
         thread.join(30)
     assert (most, total) == (1, 1200)
+
+
+def test_long_turns_are_cut_while_short_ones_are_about() -> None:
+    now = 0.0
+    device = Device(clock=lambda: now)
+
+    def turn(owner: str, seconds: float) -> None:
+        nonlocal now
+        with device.turn(owner):
+            now += seconds
+
+    turn("flood", 0.032)
+    assert device.slice_seconds("flood") == math.inf  # alone, it may take what it likes
+    turn("lone", 0.005)
+    assert device.slice_seconds("flood") == pytest.approx(0.010)
+    assert device.slice_seconds("lone") == pytest.approx(0.064)  # which it does not need
+    turn("tiny", 0.0001)
+    assert device.slice_seconds("flood") == 0.004
+    device.leave("tiny")
+    assert device.slice_seconds("flood") == pytest.approx(0.010)
+    for _ in range(40):  # the usual turn follows
+        turn("lone", 0.040)
+    assert device.slice_seconds("flood") == pytest.approx(0.080, rel=0.01)
+    now += 1.0
+    assert device.slice_seconds("flood") == math.inf  # gone for a second

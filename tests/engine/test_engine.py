@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hilbert.core import Request, Sequence
-from hilbert.engine import BatchStats, Health
+from hilbert.engine import BatchStats, Device, Health
 from hilbert.engine.assembly import Pending
 from hilbert.errors import InvalidInput, RequestTimeout, ShuttingDown
 from hilbert.testing.runtime import FakeRuntime, tokens
@@ -342,3 +342,25 @@ def test_every_batch_is_reported_after_its_answers(make_bench):
     output = callers[0].output()
     assert output.inference_seconds == stats.run_seconds
     assert output.queue_seconds == stats.queue_seconds
+
+
+def test_batches_are_cut_while_a_model_with_short_turns_is_about(make_bench) -> None:
+    class Shared(Device):
+        """Somebody else's usual turn, as it were."""
+
+        seconds = math.inf
+
+        def slice_seconds(self, owner: object) -> float:
+            return self.seconds
+
+    device, sizes = Shared(), []
+    runtime = FakeRuntime(seconds_per_token=0.001, num_slots=1)
+    bench = make_bench(
+        runtime, max_batch_tokens=40, device=device, on_batch=lambda stats: sizes.append(stats.num_tokens)
+    )
+    bench.submit(*(tokens(1, 2) for _ in range(60))).check_rows()
+    assert sizes == [40, 40, 40]
+    device.seconds = 0.010  # ten tokens, by what was measured
+    sizes.clear()
+    bench.submit(*(tokens(1, 2) for _ in range(30))).check_rows()
+    assert sum(sizes) == 60 and max(sizes) <= 12

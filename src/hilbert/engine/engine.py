@@ -111,6 +111,7 @@ class Engine(Generic[Prepared]):
         self._retries: deque[Work] = deque()
         self._is_retry_next = True
         self._open_works: dict[int, Work] = {}  # taken and not yet through `run`, by id()
+        self._tokens_per_second = math.inf  # of a turn, of late
         self._watched_until = math.inf
         self._threads: list[threading.Thread] = []
 
@@ -245,6 +246,7 @@ class Engine(Generic[Prepared]):
     def mark_done(self, work: Work) -> None:
         """`run` is over: the other thread may now cut its batch, while this one delivers."""
         work.done_at = self._clock()
+        self._measure(work)
         self._close_work(work)
 
     def deliver(self, work: Work, rows: BatchOutput) -> None:
@@ -352,13 +354,24 @@ class Engine(Generic[Prepared]):
                     )
                 )
 
+    def _measure(self, work: Work) -> None:
+        """How fast batches of this model are, of late."""
+        seconds = work.done_at - work.turn_at
+        if seconds > 0.0:
+            rate = sum(s.num_tokens for s in work.batch.sequences) / seconds
+            known = self._tokens_per_second
+            self._tokens_per_second = rate if known == math.inf else 0.8 * known + 0.2 * rate
+
     def _next_work(self) -> Work | None:
         """The next batch that may be taken now, under the lock."""
         now = self._clock()
         if self._is_retry_next and (work := self._next_retry(now)) is not None:
             self._is_retry_next = False
             return work
-        batch = self._scheduler.next_batch(now, only_full=bool(self._open_works))
+        slice_seconds = self.device.slice_seconds(self)
+        batch = self._scheduler.next_batch(
+            now, only_full=bool(self._open_works), max_tokens=slice_seconds * self._tokens_per_second
+        )
         if batch is None:
             return self._next_retry(now)
         self._is_retry_next = True

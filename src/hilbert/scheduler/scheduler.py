@@ -26,6 +26,7 @@ pays in a quantum: nothing depends on how many sequences or requests wait.
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 from itertools import accumulate
@@ -142,19 +143,22 @@ class Scheduler:
         if request.deadline is not None:
             self._remember_deadline(request.deadline, request.id)
 
-    def next_batch(self, now: float, *, only_full: bool = False) -> Batch | None:
+    def next_batch(
+        self, now: float, *, only_full: bool = False, max_tokens: float = math.inf
+    ) -> Batch | None:
         """Take the next batch out of the queue.
 
         Args:
             now: the time on the engine's clock.
             only_full: take nothing unless the batch is as large as it may be. An engine that is
                 computing asks so: a batch that cannot start yet should stay open for newcomers.
+            max_tokens: a smaller budget for this batch alone.
         """
         if not self._lanes or (only_full and not self._is_full(self._lanes[0])):
             return None
         lane = self._lanes.popleft()
         sequences: list[Sequence] = []
-        tokens_left = self.max_batch_tokens
+        tokens_left = int(min(self.max_batch_tokens, max(1.0, max_tokens)))
         while lane.num_sequences:
             entry = lane.ring[0]
             position, ends = entry.position, entry.ends
