@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TextIO
 
 _TRACE_LEVEL = 5
+
+
+if TYPE_CHECKING:
+    _Stream = logging.StreamHandler[TextIO]
+else:
+    _Stream = logging.StreamHandler
 
 
 class LineFormatter(logging.Formatter):
@@ -23,10 +32,46 @@ class LineFormatter(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """Local time to the millisecond."""
-        second = int(record.created)
+        return self.moment(record.created)
+
+    def moment(self, seconds: float) -> str:
+        """Local time to the millisecond of a unix time."""
+        second = int(seconds)
         if second != self._second:
             self._second, self._shown = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        return f"{self._shown},{int(record.msecs):03d}"
+        return f"{self._shown},{int(seconds % 1 * 1000):03d}"
+
+
+class LineHandler(_Stream):
+    """Writes to the standard error stream."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.lines = LineFormatter()
+        self.setFormatter(self.lines)
+
+    def write_all(self, level: str, name: str, events: Iterable[tuple[float, str]]) -> None:
+        """Write lines in one piece, each with its time."""
+        moment = self.lines.moment
+        text = "".join([f"{moment(seconds)} {level} {name}: {message}\n" for seconds, message in events])
+        with self.lock or contextlib.nullcontext():
+            self.stream.write(text)
+            self.stream.flush()
+
+
+def log_together(logger: logging.Logger, level: int, events: list[tuple[float, str]]) -> None:
+    """Log messages that have waited, with their own times.
+
+    Where the log is only our own lines, they are written in one piece: a fifth of the cost of a record each.
+    """
+    handlers = logging.root.handlers
+    if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not logger.handlers:
+        handlers[0].write_all(logging.getLevelName(level), logger.name, events)
+        return
+    for seconds, message in events:
+        record = logging.LogRecord(logger.name, level, __file__, 0, message, None, None)
+        record.created, record.msecs = seconds, seconds % 1 * 1000
+        logger.handle(record)
 
 
 def log_to_stderr(level: str) -> None:
@@ -35,9 +80,7 @@ def log_to_stderr(level: str) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.addLevelName(_TRACE_LEVEL, "TRACE")
     number = _TRACE_LEVEL if level == "trace" else logging.getLevelNamesMapping()[level.upper()]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter())
     logging.basicConfig(
-        handlers=[handler], level=number if number <= logging.DEBUG else max(number, logging.WARNING)
+        handlers=[LineHandler()], level=number if number <= logging.DEBUG else max(number, logging.WARNING)
     )
     logging.getLogger("hilbert").setLevel(number)

@@ -7,6 +7,7 @@ import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_what_cannot_be_done_changes_nothing(tmp_path: Path, monkeypatch: pytest
         def fail(*_: object, number: int = number) -> None:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(edit.os, "replace", fail)
+        monkeypatch.setattr(edit, "os", SimpleNamespace(**vars(os) | {"replace": fail}))
         with pytest.raises(edit.CannotEdit, match=why):
             edit.add(path, "bob")
         monkeypatch.undo()

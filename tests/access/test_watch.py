@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,7 +56,7 @@ def same_times(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         times = {name: getattr(first, name) for name in ("st_ctime_ns", "st_mtime_ns")}
         return os.stat_result(found, times)
 
-    monkeypatch.setattr(module.os, "stat", stat)
+    monkeypatch.setattr(module, "os", SimpleNamespace(**vars(os) | {"stat": stat}))
     assert stat(str(path)).st_ctime_ns == first.st_ctime_ns
 
 
@@ -78,7 +79,8 @@ def test_a_settled_file_is_not_read_again(tmp_path: Path, monkeypatch) -> None:
     file = KeyFile(str(path), clock)
     opened: list[str] = []
     real = os.open
-    monkeypatch.setattr(module.os, "open", lambda name, flags: opened.append(name) or real(name, flags))
+    counted = {"open": lambda name, flags: opened.append(name) or real(name, flags)}
+    monkeypatch.setattr(module, "os", SimpleNamespace(**vars(os) | counted))
     for _ in range(3):
         assert lets_in(file, "tok_1")
     assert len(opened) == 3  # its clock may not have ticked yet
@@ -112,7 +114,7 @@ def test_what_cannot_be_read_lets_nobody_in_and_is_said_once(
         def refuse(name: str, flags: int) -> int:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(module.os, "open", refuse)
+        monkeypatch.setattr(module, "os", SimpleNamespace(**vars(os) | {"open": refuse}))
     with caplog.at_level(logging.INFO, "hilbert.access"):
         for _ in range(3):
             assert not lets_in(file, "tok_secret")

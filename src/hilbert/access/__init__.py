@@ -9,7 +9,7 @@ from hilbert.access.keyfile import ANONYMOUS, BadKeyFile, Key, KeyTable, parse_k
 from hilbert.access.keys import Keys
 from hilbert.access.limiter import Limiter, Permit
 from hilbert.access.usage import Usage
-from hilbert.access.verdicts import log_verdict
+from hilbert.access.verdicts import Verdicts
 from hilbert.access.watch import KeyFile
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "Permit",
     "Proxies",
     "Usage",
+    "Verdicts",
     "group_of",
-    "log_verdict",
     "parse_keys",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from hilbert.access.keyfile import ANONYMOUS, Key, KeyTable, digest_of
 from hilbert.access.watch import KeyFile
@@ -21,7 +21,8 @@ class Keys:
 
     def __init__(self, api_key: str = "", keys_file: str = "") -> None:
         digest = digest_of(api_key.encode())
-        self._single = KeyTable({digest: Key("api-key", digest, is_admin=True)} if api_key else {})
+        single = KeyTable({digest: Key("api-key", digest, is_admin=True)})
+        self._single: tuple[KeyTable, ...] = (single,) if api_key else ()
         self._file = KeyFile(keys_file) if keys_file else None
         self.is_open = not api_key and self._file is None
         if self._file is not None:
@@ -35,25 +36,24 @@ class Keys:
         """
         if self.is_open:
             return ANONYMOUS
-        table = self._file.table() if self._file is not None else _NONE
+        tables = self._single if self._file is None else (*self._single, self._file.table())
         digests = [digest_of(token) for token in _tokens(headers)]
         for digest in digests:
-            key = self._single.find(digest) or table.find(digest)
-            if key is not None:
-                return key
+            for table in tables:
+                key = table.find(digest)
+                if key is not None:
+                    return key
         raise Unauthorized(
             "The API key is wrong." if digests else "An API key is needed: send `Authorization: Bearer KEY`."
         )
 
 
-_NONE = KeyTable({})
-
-
-def _tokens(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:
-    scheme, _, rest = headers.get(b"authorization", b"").strip().partition(b" ")
-    token = rest.strip() if scheme.lower() == b"bearer" else scheme
-    if token:
-        yield token
-    token = headers.get(b"x-api-key", b"").strip()
-    if token:
-        yield token
+def _tokens(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    given = headers.get(b"authorization", b"").strip()
+    if given[:7].lower() == b"bearer ":
+        given = given[7:].lstrip()
+    else:
+        scheme, _, _ = given.partition(b" ")
+        given = b"" if scheme.lower() == b"bearer" else scheme
+    other = headers.get(b"x-api-key", b"").strip()
+    return [token for token in (given, other) if token]

@@ -13,7 +13,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hilbert.config.limits import NO_LIMITS, Limits
 from hilbert.errors import RateLimited
@@ -29,6 +29,9 @@ _SLACK_SECONDS = 1e-9
 _CONCURRENT_RETRY_SECONDS = 1.0
 
 Headers = tuple[tuple[bytes, bytes], ...]
+_Names = tuple[bytes, bytes, bytes]
+_REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
+_TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
 
 
 class Account:
@@ -48,8 +51,7 @@ class Account:
         self.num_inside = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(NamedTuple):
     """A request that was let in; to be given back with `Limiter.leave`."""
 
     limits: Limits
@@ -193,25 +195,25 @@ def _refused(who: str, may: str, name: str, wait: float) -> RateLimited:
 
 def standing(limits: Limits, account: Account, now: float) -> Headers:
     """What a caller has left, in OpenAI's headers: the limit is what may come at once."""
-    headers: list[tuple[bytes, bytes]] = []
+    headers: Headers = ()
     if limits.rate is not None:
         burst = limits.requests_at_once
         owed = max(0.0, account.requests_until - now)
         left = max(0, math.floor(burst - owed * limits.rate + _SLACK_SECONDS))
-        headers += _three(b"requests", burst, left, owed)
+        headers += _three(_REQUESTS, burst, left, owed)
     if limits.tokens is not None:
         owed = max(0.0, account.tokens_until - now)
         left = max(0, math.floor(limits.tokens * (1 - owed / _MINUTE) + _SLACK_SECONDS))
-        headers += _three(b"tokens", limits.tokens, left, owed)
-    return tuple(headers)
+        headers += _three(_TOKENS, limits.tokens, left, owed)
+    return headers
 
 
-def _three(what: bytes, limit: int, left: int, reset: float) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"x-ratelimit-limit-" + what, b"%d" % limit),
-        (b"x-ratelimit-remaining-" + what, b"%d" % left),
-        (b"x-ratelimit-reset-" + what, _duration(reset)),
-    ]
+def _three(names: _Names, limit: int, left: int, reset: float) -> Headers:
+    return (
+        (names[0], b"%d" % limit),
+        (names[1], b"%d" % left),
+        (names[2], _duration(reset)),
+    )
 
 
 def _duration(seconds: float) -> bytes:

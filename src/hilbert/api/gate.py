@@ -6,17 +6,16 @@ set. What is decided here comes from `hilbert.access`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from hilbert.access import ANONYMOUS, Key, Keys, Limiter, Permit, Proxies, Usage, group_of, log_verdict
+from hilbert.access import ANONYMOUS, Key, Keys, Limiter, Permit, Proxies, Usage, Verdicts, group_of
 from hilbert.api.call import Call
 from hilbert.api.settings import ApiSettings
 from hilbert.config.limits import parse_limits
 from hilbert.errors import RateLimited, Unauthorized
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(NamedTuple):
     """One request inside."""
 
     key: Key
@@ -32,6 +31,7 @@ class Gate:
 
     def __init__(self, settings: ApiSettings) -> None:
         self.usage = Usage()
+        self._verdicts = Verdicts()
         self._keys = Keys(settings.api_key, settings.keys_file)
         self._proxies = Proxies(settings.trusted_proxies)
         has_limits = settings.limits_per_key or settings.limits_overall or settings.keys_file
@@ -55,12 +55,12 @@ class Gate:
         try:
             key = self._keys.identify(call.headers)
         except Unauthorized as error:
-            log_verdict(error.status, client, "", call.method, call.prefix + call.path)
+            self._verdicts.log(error.status, client, "", call.method, call.prefix + call.path)
             raise
         permit = self._admit(call, key, client) if self._limiter is not None else None
         call.key = key
         if key is not ANONYMOUS:
-            log_verdict(204, client, key.label, call.method, call.prefix + call.path)
+            self._verdicts.log(204, client, key.label, call.method, call.prefix + call.path)
         return Visit(key, permit)
 
     def leave(self, visit: Visit, call: Call) -> None:
@@ -77,5 +77,5 @@ class Gate:
             return self._limiter.enter(caller, key.limits)
         except RateLimited as error:
             call.reply_headers = self._limiter.standing_of(caller, key.limits)
-            log_verdict(error.status, client, key.label, call.method, call.prefix + call.path)
+            self._verdicts.log(error.status, client, key.label, call.method, call.prefix + call.path)
             raise

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from hilbert.access import Keys, Proxies, log_verdict
+from hilbert.access import Keys, Proxies, Verdicts
 from hilbert.cli.http import HttpServer, HttpSettings
 from hilbert.cli.loop import loop_factory
 from hilbert.cli.sockets import bind, release, url_of
@@ -33,6 +33,7 @@ class Authz:
     def __init__(self, keys: Keys, proxies: Proxies) -> None:
         self._keys = keys
         self._proxies = proxies
+        self._verdicts = Verdicts()
 
     async def __call__(self, scope: Scope, receive: object, send: Send) -> None:
         """Answer one request."""
@@ -64,7 +65,7 @@ class Authz:
                 raise Forbidden("A key for some models only is of no use here.")
         except ServingError as error:
             status = error.status
-        log_verdict(status, client, label, method, asked)
+        self._verdicts.log(status, client, label, method, asked)
         return status
 
 
