@@ -286,6 +286,10 @@ def test_the_last_resort_refuses_what_it_cannot_tell_apart(tmp_path: Path) -> No
     odd = msgspec.structs.replace(spec, kind="other", reason="a test")
     with pytest.raises(UnsupportedArchitecture, match="queries and documents through different modules"):
         load_runtime(odd, settings("openvino", tmp_path))
+    picky = tiny_model("bert", tmp_path / "picky", head="colbert")
+    change(picky / "2_MultiVectorMask" / "config.json", keep_only_token_ids=[7, 8])
+    with pytest.raises(UnsupportedArchitecture, match="keeps the token vectors of some ids only"):
+        load_runtime(resolve(str(picky)), settings("openvino", tmp_path))
 
 
 @pytest.mark.parametrize(("family", "head"), [("bert", "classifier"), ("qwen3", "logit_score")])

@@ -71,7 +71,7 @@ class SentenceTransformersRuntime:
                 f"{spec.model_id} cannot be served: {reason}; nor can sentence-transformers load it: {error}"
             ) from error
         self._chain = [module for module in self._model if not isinstance(module, MultiVectorMask)]
-        _refuse_what_needs_a_side(spec, self._chain)
+        _refuse_what_needs_a_side(spec, list(self._model))
         self._result, self._kind = _RESULTS[spec.loaded_as]
         if self._kind is OutputType.DENSE and isinstance(self._chain[-1], Normalize):
             self._chain.pop()
@@ -181,6 +181,12 @@ def _refuse_what_needs_a_side(spec: ModelSpec, chain: list[Any]) -> None:
         UnsupportedArchitecture: the model has such a module.
     """
     for module in chain:
+        if isinstance(module, MultiVectorMask) and (
+            module.keep_only_token_ids or "document" not in module.skiplist_tasks
+        ):
+            raise UnsupportedArchitecture(
+                f"{spec.model_id}: it keeps the token vectors of some ids only, or skips tokens of queries alone"
+            )
         if isinstance(module, BaseTokenPooling):
             raise UnsupportedArchitecture(f"{spec.model_id}: it merges the token vectors of documents")
         if isinstance(module, Router) and _route(module, "query") != _route(module, "document"):
