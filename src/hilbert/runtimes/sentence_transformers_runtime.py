@@ -185,7 +185,7 @@ def _refuse_what_needs_a_side(spec: ModelSpec, chain: list[Any]) -> None:
             module.keep_only_token_ids or "document" not in module.skiplist_tasks
         ):
             raise UnsupportedArchitecture(
-                f"{spec.model_id}: it keeps the token vectors of some ids only, or skips tokens of queries alone"
+                f"{spec.model_id}: it keeps the token vectors of some ids only, or skips none of documents"
             )
         if isinstance(module, BaseTokenPooling):
             raise UnsupportedArchitecture(f"{spec.model_id}: it merges the token vectors of documents")
