@@ -79,6 +79,8 @@ def test_a_clip_over_http(start: Any, clip: str, cache: str, site: str, pictures
         assert reply.status_code == 200, reply.text
         return np.array([item["embedding"] for item in reply.json()["data"]])
 
+    (card,) = server.get("/v1/models").json()["data"]
+    assert card["inputs"] == ["text", "image"]
     png = (pictures / "cat.png").read_bytes()
     mixed = ["a red dress", f"{site}/dog.jpg", data_uri(png)]
     for route in ("/v1/embeddings", "/embeddings"):

@@ -107,7 +107,7 @@ def card(entry: Entry) -> Model:
             memory_bytes=resident.size_bytes if is_loaded else 0,
         ),
         name=entry.name,
-        inputs=["text"],
+        inputs=["text"] if spec is None else [modality.value for modality in spec.modalities],
         outputs=[output.value for output in _SHOWN if output in entry.outputs],
         dims=_dims(entry),
         loaded=is_loaded,
