@@ -126,3 +126,18 @@ def test_nginx_has_what_its_template_asks_for() -> None:
     hosts = {value.split(":")[0] for value in nginx["environment"].values() if re.search("[a-z]", value)}
     assert hosts == {*MODELS, "authz"}
     assert "unprivileged" in nginx["image"]
+
+
+def test_one_process_for_all_models() -> None:
+    (name, service), *others = compose("docker-compose.single.yml")["services"].items()
+    assert name == "hilbert" and not others
+    assert service["command"] == ["serve", "--config=/config/hilbert.yaml"]
+    for volume in service["volumes"]:
+        assert (COMPOSE / volume.split(":")[0]).exists(), volume
+    given = load(["--config", str(COMPOSE / "config" / "hilbert.yaml")], {"HILBERT_GB": "3"})[0]
+    assert {m.model_id: m.prefix for m in given.models} == {
+        "BAAI/bge-m3": "/bge",
+        "BAAI/bge-reranker-v2-m3": "/reranker",
+        "intfloat/multilingual-e5-large": "/",
+    }
+    assert given.keys_file == "/keys/api_keys.txt" and given.memory == "3GB"
