@@ -44,7 +44,7 @@ def test_a_dual_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_dual("clip", tmp_path / "clip")
     with Model(str(folder), engine="torch", dtype="float32", device="cpu") as model:
         assert model.embed_image(picture(), dimensions=7, normalize=True).shape == (1, 7)
-        assert all(name.startswith("hilbert-front") for name in threads) and threads
+        assert all(name.startswith("hilbert-front-media") for name in threads) and threads
         with pytest.raises(MediaError, match=r"input\[1\].*no image") as caught:
             model.embed_image([picture(), b"nothing"])
         assert caught.value.index == 1

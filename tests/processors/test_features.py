@@ -147,9 +147,14 @@ def test_a_request_may_have_so_many_images(monkeypatch: pytest.MonkeyPatch) -> N
 
     processor = media.MediaProcessor(Spec())  # type: ignore[arg-type]  # all that is read of it
     given = Media(Modality.IMAGE, jpeg())
-    processor.check_count([given] * 3)
+    processor.check_together([given] * 3)
     with pytest.raises(InvalidInput, match=r"4 images or sounds.*about 3"):
-        processor.check_count(["text", *[given] * 4])
+        processor.check_together(["text", *[given] * 4])
+    monkeypatch.setattr(media, "MAX_REQUEST_PIXELS", 2 * images.count_pixels(given.data))
+    processor.check_together([given, "text", Media(Modality.IMAGE, b"broken"), given])
+    with pytest.raises(MediaError, match=r"input\[3\]: .* at most") as caught:
+        processor.check_together([given, "text", given, given])
+    assert caught.value.index == 3
     sequence = processor.encode(given, 7, 2)
     assert (sequence.request_id, sequence.index, sequence.num_tokens) == (7, 2, 5)
 

@@ -9,6 +9,7 @@ import numpy as np
 from hilbert.core import (
     EmbedRequest,
     EncodeResult,
+    Media,
     Output,
     OutputType,
     Sequence,
@@ -60,6 +61,11 @@ class EncodeWork:
             MediaError: one cannot be had.
         """
         self._request = replace(self._request, inputs=await loader.load(self._request.inputs))
+
+    @property
+    def has_media(self) -> bool:
+        """Whether images or sounds are to be decoded."""
+        return any(isinstance(given, Media) for given in self._request.inputs)
 
     def is_small(self) -> bool:
         """See `Work`."""

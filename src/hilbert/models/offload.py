@@ -17,9 +17,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@lru_cache(maxsize=1)
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="hilbert-front")
+@lru_cache(maxsize=2)
+def _threads(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix=name)
 
 
 async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -28,4 +28,10 @@ async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     Costs about 100 µs (reference: `asyncio.to_thread`), so small work is better done inline.
     """
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_threads(), lambda: function(*args, **kwargs))
+    return await loop.run_in_executor(_threads("hilbert-front"), lambda: function(*args, **kwargs))
+
+
+async def offload_media(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same in threads for images and sounds alone, whose decoding takes seconds: texts do not wait."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_threads("hilbert-front-media"), lambda: function(*args, **kwargs))

@@ -45,7 +45,7 @@ from hilbert.models.classify import ClassifyWork
 from hilbert.models.encode import EncodeWork, with_empty_rows
 from hilbert.models.facts import Facts
 from hilbert.models.media import MediaLoader
-from hilbert.models.offload import offload
+from hilbert.models.offload import offload, offload_media
 from hilbert.models.rerank import rerank_work
 from hilbert.models.work import Work
 from hilbert.observability import ModelMetrics
@@ -243,6 +243,8 @@ class ServedModel:
         request_id = next(_request_ids)
         if work.is_small():
             sequences = work.tokenize(request_id)
+        elif isinstance(work, EncodeWork) and work.has_media:
+            sequences = await offload_media(work.tokenize, request_id)
         else:
             sequences = await offload(work.tokenize, request_id)
         tokenize_seconds = time.monotonic() - start

@@ -23,10 +23,24 @@ if TYPE_CHECKING:
 
 # Pillow's own limit before it warns: 89 million pixels, 270 MB decoded. No tower sees a millionth of it.
 MAX_PIXELS = 89_478_485
+# Of all images of a request together: they are decoded in seconds.
+MAX_REQUEST_PIXELS = 4 * MAX_PIXELS
 # A stripe 1 pixel wide, resized to a shorter edge of 224, would be 224 times as long as it is.
 MAX_ASPECT = 200
 # Formats whose decoders are plain and well tried; Pillow knows fifty more.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+def count_pixels(data: bytes) -> int:
+    """Width times height as the file's header says; 0 for what `decode_image` refuses anyway."""
+    pillow, _ = _pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            size = pillow.open(io.BytesIO(data), formats=FORMATS).size
+    except Exception:  # Pillow raises whatever it meets in a broken file
+        return 0
+    return int(size[0] * size[1])
 
 
 def decode_image(data: bytes, index: int, max_pixels: int = MAX_PIXELS) -> Image:

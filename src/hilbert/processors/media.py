@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from hilbert.core import NO_IDS, ImageProcessing, Input, Media, MediaRef, ModelSpec, Sequence
-from hilbert.errors import InvalidInput, UnsupportedTask
+from hilbert.core import NO_IDS, ImageProcessing, Input, Media, MediaRef, Modality, ModelSpec, Sequence
+from hilbert.errors import InvalidInput, MediaError, UnsupportedTask
 from hilbert.processors.audio import audio_features, decode_audio
-from hilbert.processors.images import decode_image, image_features
+from hilbert.processors.images import MAX_REQUEST_PIXELS, count_pixels, decode_image, image_features
 
 # Of features, per request: three quarters of a frame to the worker (worker/frames.py); 348 images of CLIP.
 MAX_REQUEST_BYTES = 192 << 20
@@ -29,12 +29,15 @@ class MediaProcessor:
         tower = self._towers.get(media.modality)
         return 0 if tower is None else tower.num_tokens
 
-    def check_count(self, inputs: Iterable[Input]) -> None:
-        """Refuse a request whose features would not fit into one frame to the worker.
+    def check_together(self, inputs: Iterable[Input]) -> None:
+        """Refuse a request whose images and sounds are too much together, before any is decoded.
 
         Raises:
-            InvalidInput: it has too many images or sounds; the message says how many are taken.
+            InvalidInput: their features would not fit into one frame to the worker; the message says how many
+                are taken. Or the images have too many pixels in all.
         """
+        inputs = list(inputs)
+        self._check_pixels(inputs)
         num_bytes, given = 0, [x for x in inputs if isinstance(x, Media)]
         for media in given:
             tower = self._towers.get(media.modality)
@@ -46,6 +49,20 @@ class MediaProcessor:
                 f"them; one request may have about {limit}. Send fewer at once.",
                 param="input",
             )
+
+    def _check_pixels(self, inputs: list[Input]) -> None:
+        num_pixels = 0
+        for index, given in enumerate(inputs):
+            if not isinstance(given, Media) or given.modality is not Modality.IMAGE:
+                continue
+            num_pixels += count_pixels(given.data)
+            if num_pixels > MAX_REQUEST_PIXELS:
+                raise MediaError(
+                    f"input[{index}]: with it the images of the request have {num_pixels:,} pixels; at most "
+                    f"{MAX_REQUEST_PIXELS:,} are decoded at once. Send fewer or smaller ones.",
+                    param="input",
+                    index=index,
+                )
 
     def encode(self, media: Media, request_id: int, index: int) -> Sequence:
         """Decode one input.

@@ -225,7 +225,7 @@ class TextProcessor:
         if num_texts == len(inputs):
             return self._encode_texts(inputs, prompt, side, truncate, limit, request_id)  # type: ignore[arg-type]  # all str
         if self._media is not None:
-            self._media.check_count(inputs)
+            self._media.check_together(inputs)
         has_ids = any(isinstance(x, np.ndarray) for x in inputs)
         if has_ids and (request.prompt or request.prompt_name):
             raise InvalidInput(
