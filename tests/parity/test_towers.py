@@ -235,6 +235,8 @@ def test_other_dual_models_run_through_sentence_transformers(engine: str, tmp_pa
         mixed = model.embed([TEXTS[0], *(Media(Modality.IMAGE, data) for data in files), TEXTS[1]])
         close(mixed[1:5], theirs.encode(opened, batch_size=1))
         close(mixed[[0, 5]], theirs.encode(TEXTS[:2], batch_size=1))
+        media = Media(Modality.IMAGE, image_file(56, 28))
+        assert model.encode([media]).num_tokens == 2  # one for each 28 by 28 pixels
         large = image_file(1500, 1200)  # scaled down on its way, so near and not equal
         row = model.embed_image(large)[0]
         own = theirs.encode([Image.open(io.BytesIO(large))])[0]

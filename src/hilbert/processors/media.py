@@ -79,8 +79,11 @@ class MediaProcessor:
                 param="input",
                 index=index,
             )
+        num_tokens = tower.num_tokens
         if isinstance(tower.processing, ImageProcessing):
             features = image_features(decode_image(media.data, index), tower.processing)
+            if most := tower.processing.max_pixels:  # no fixed size: a small image costs less
+                num_tokens = max(1, math.ceil(num_tokens * features[0].size / most))
         else:
             samples = decode_audio(media.data, tower.processing.sampling_rate, index)
             features = audio_features(samples, tower.processing)
@@ -90,5 +93,5 @@ class MediaProcessor:
             NO_IDS,
             features=features,
             modality=tower.modality,
-            num_feature_tokens=tower.num_tokens,
+            num_feature_tokens=num_tokens,
         )
