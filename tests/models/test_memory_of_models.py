@@ -13,7 +13,7 @@ import pytest
 from hilbert import hub
 from hilbert.core import EmbedRequest, ModelSpec, Output, OutputType, Request, Task
 from hilbert.engine.base import Health
-from hilbert.errors import ModelLoading, ModelUnavailable, Overloaded, ShuttingDown
+from hilbert.errors import ModelLoading, ModelUnavailable, Overloaded, ShuttingDown, UnsupportedTask
 from hilbert.models import Entry, Memory, Registry, Residency, Resident, ServedModel, State
 from hilbert.processors import TextProcessor
 from hilbert.runtimes.base import RuntimeInfo
@@ -200,17 +200,21 @@ def test_the_queue_before_a_load_is_bounded(processor) -> None:
 
 def test_a_load_that_fails_is_told_at_once_and_tried_again_and_others_go_on(processor) -> None:
     async def scene() -> None:
-        hotel = Hotel(processor, 2, "a", "b", "nowhere")
+        hotel = Hotel(processor, 2, "a", "b", "c", "nowhere")
         is_broken = True
 
         async def maybe(name: str) -> None:
             if name == "b" and is_broken:
                 raise RuntimeError("an accident")
+            if name == "c":
+                raise UnsupportedTask("it cannot be served for --task embed")
 
         hotel.loader.act = maybe
         assert await hotel.ask("a") == "a"
         with pytest.raises(Exception, match="b cannot be loaded: RuntimeError"):
             await hotel.ask("b")
+        with pytest.raises(ModelUnavailable, match=r"c cannot be served as configured: .*--task"):
+            await hotel.ask("c")  # the operator's mistake, not the caller's
         with pytest.raises(ModelUnavailable, match="not on the hub"):
             await hotel.ask("nowhere")
         with pytest.raises(ModelUnavailable, match=r"not on the hub.*next try is in") as refused:

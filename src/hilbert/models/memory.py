@@ -14,7 +14,15 @@ from time import monotonic
 from typing import Any, Protocol
 
 from hilbert.core import ModelSpec
-from hilbert.errors import EngineError, ModelLoading, Overloaded, ServingError, ShuttingDown
+from hilbert.errors import (
+    ClientError,
+    EngineError,
+    ModelLoading,
+    ModelUnavailable,
+    Overloaded,
+    ServingError,
+    ShuttingDown,
+)
 from hilbert.models.entry import Entry
 from hilbert.models.residency import Residency, State
 from hilbert.models.served import ServedModel
@@ -389,6 +397,8 @@ class Memory:
             error = raised
             if len(self._entries) > 1 or entry.metrics.loads:  # else the server ends, and says why
                 logger.error("%s cannot be loaded: %s", entry.name, error.message)
+                if isinstance(error, ClientError):  # a setting is at fault, and no caller
+                    error = ModelUnavailable(f"{entry.name} cannot be served as configured: {error.message}")
         else:
             error = EngineError(f"{entry.name} cannot be loaded: {type(raised).__name__}; see the log")
             logger.error("%s cannot be loaded", entry.name, exc_info=raised)
