@@ -116,6 +116,8 @@ def test_too_small_a_budget_says_so(start, static) -> None:
     refused = server.post(["a"], model="bundled")
     assert refused.status_code == 500 and "--memory" in refused.json()["error"]["message"]
     assert models_of(server)["bundled"]["last_error"]["code"] == "out_of_memory"
+    alone = hilbert("serve", "-m", "bundled", "--memory", "1MB", "--port", "0")
+    assert alone.returncode == 1 and "raise it with --memory" in alone.stderr
 
 
 def test_idle_unload(start, static) -> None:

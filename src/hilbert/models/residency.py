@@ -246,7 +246,8 @@ class Residency:
         if missing <= 0:
             resident.state = State.LOADING
             return Plan(load=(resident,))
-        if resident.is_eager:
+        fits_alone = self.floor_bytes + resident.size_bytes <= self.budget_bytes
+        if resident.is_eager and fits_alone:
             self.unwant(resident)
             return None
         pinned_bytes = sum(r.size_bytes for r in loaded if r.is_pinned)
