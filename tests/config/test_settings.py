@@ -11,6 +11,7 @@ from hilbert.config import (
     ServerSettings,
     load,
 )
+from hilbert.config.schema import json_schema
 
 
 def settings(*argv: str, **environ: str) -> ServerSettings:
@@ -258,16 +259,29 @@ def test_those_flags_are_unknown_to_serve_and_silent_by_default() -> None:
     assert load((), {"INFINITY_COMPILE": "1"}, infinity=True)[1] != []
 
 
+def test_optimum_is_onnx_wherever_an_engine_is_named(tmp_path) -> None:
+    file = tmp_path / "hilbert.yaml"
+    file.write_text("models: [{id: a/b, engine: optimum}]")
+    for found in (
+        settings("--engine", "optimum"),
+        settings(HILBERT_ENGINE="optimum"),
+        settings(INFINITY_ENGINE="optimum"),
+        settings("--config", str(file)),
+    ):
+        assert found.models[0].engine == "onnx"
+    model = json_schema()["properties"]["models"]["items"]["anyOf"][1]["properties"]
+    assert "optimum" in model["engine"]["anyOf"][0]["enum"]
+
+
 def test_infinitys_words_for_values() -> None:
-    found, notes = load(("--engine", "optimum"), {}, infinity=True)
-    assert found.models[0].engine == "onnx" and len(notes) == 1 and "optimum" in notes[0]
-    found, notes = load((), {"INFINITY_ENGINE": "optimum"})
-    assert found.models[0].engine == "onnx" and len(notes) == 1
+    assert load(("--engine", "optimum"), {}, infinity=True)[0].models[0].engine == "onnx"
     assert infinity("--engine", "ctranslate2", "--dtype", "int8").models[0].engine == "ctranslate2"
+    found, notes = load(("--device", "tensorrt"), {}, infinity=True)
+    assert found.models[0].device == "cuda" and len(notes) == 1 and "tensorrt" in notes[0]
+    found, notes = load((), {"INFINITY_DEVICE": "tensorrt"})
+    assert found.models[0].device == "cuda" and len(notes) == 1
     with pytest.raises(BadSetting):
-        settings("--engine", "optimum")
-    with pytest.raises(BadSetting):
-        settings(HILBERT_ENGINE="optimum")
+        settings("--device", "tensorrt")
     assert infinity("--embedding-dtype", "binary").models[0].embedding_dtype == "binary"
     with pytest.raises(BadSetting, match="ubinary"):
         infinity("--embedding-dtype", "int4")

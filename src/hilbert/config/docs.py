@@ -33,7 +33,7 @@ _INFINITY = """\
 
 `hilbert v2 …` takes Infinity's command line. The flags above keep their names; `--host` is
 `0.0.0.0` by default there, as in Infinity. Different on purpose: `--trust-remote-code` is off unless
-given, and `--engine optimum` means `onnx`. These flags (and their `INFINITY_*` variables) are
+given. These flags (and their `INFINITY_*` variables) are
 accepted, have no effect here and say so once: {flags}. `--device-id 1` together with `--device cuda`
 means `cuda:1`. With `--embedding-dtype` a request may still name another `output_dtype`.
 """
@@ -80,7 +80,8 @@ def _default(option: Option) -> str:
 
 def _meaning(option: Option) -> str:
     choices = f" ({', '.join(f'`{choice}`' for choice in option.choices)})" if option.choices else ""
-    return option.help + choices
+    others = "".join(f"; `{word}` is `{choice}`" for word, choice in option.synonyms)
+    return option.help + choices + others
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from hilbert.config.sources import BadSetting, Given, Source
 
 # Infinity's name of a value → ours, where another word keeps the user's intent.
 _VALUES = {
-    ("engine", "optimum"): ("onnx", "ONNX Runtime is driven directly"),
     ("device", "tensorrt"): ("cuda", "TensorRT is not built in"),
 }
 

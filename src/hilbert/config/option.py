@@ -31,6 +31,7 @@ class Option:
         short: a one-letter flag, or ``""``.
         aliases: further flags of the same meaning.
         choices: the only values allowed, or empty.
+        synonyms: other words for choices, and the choice that each stands for.
         minimum: smallest value allowed.
         maximum: largest value allowed.
         check: returns what is wrong with a text, or None.
@@ -50,6 +51,7 @@ class Option:
     short: str = ""
     aliases: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    synonyms: tuple[tuple[str, str], ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     check: Check | None = None

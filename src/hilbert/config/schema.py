@@ -70,7 +70,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 def _schema(option: Option) -> dict[str, Any]:
     value: dict[str, Any] = {"type": _TYPES[option.kind]}
     if option.choices:
-        value["enum"] = list(option.choices)
+        value["enum"] = [*option.choices, *dict(option.synonyms)]
     if option.minimum is not None:
         value["minimum"] = option.minimum
     if option.maximum is not None:

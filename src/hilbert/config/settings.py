@@ -105,6 +105,7 @@ class ModelSettings:
     engine: Engine = option(
         "auto",
         "what computes; auto takes torch where a GPU is, else openvino",
+        synonyms=(("optimum", "onnx"),),
         infinity="ENGINE",
         per_model=True,
     )

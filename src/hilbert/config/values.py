@@ -33,6 +33,7 @@ def parse(option: Option, text: str) -> Any:
         return _list(text)
     if option.kind is dict:
         return _pairs(text)
+    text = dict(option.synonyms).get(text, text)
     if option.choices and text not in option.choices:
         raise ValueError("give one of " + ", ".join(option.choices))
     if option.check is not None and (remedy := option.check(text)):
