@@ -427,3 +427,17 @@ def test_the_client_reranks_and_classifies(reranker, classifier):
     scores, logits = asyncio.run(both())
     assert scores == labels and abs(sum(x.score for x in labels[0]) - 1) < 1e-5
     assert [x.label for x in logits[0]] == [x.label for x in labels[0]]
+
+
+def test_the_client_returns_what_the_server_has_per_token_and_per_word(m3):
+    with hilbert.Client(m3.url) as client:
+        tokens = client.embed_multivector(["hej", "hej fra Aarhus"], dimensions=3)
+        sparse = client.embed_sparse("hej fra Aarhus")
+    said = m3.post("/v1/embeddings/colbert", {"input": ["hej", "hej fra Aarhus"], "dimensions": 3}).json()
+    for rows, item in zip(tokens, said["data"], strict=True):
+        assert list(rows.shape) == item["shape"]
+        assert np.array_equal(rows, np.float32(item["embedding"]))
+    weights = m3.post("/v1/embeddings_sparse", {"input": "hej fra Aarhus"}).json()["data"][0]["embedding"]
+    assert dict(zip(map(str, sparse[0].token_ids), sparse[0].weights, strict=True)) == {
+        word: np.float32(weight) for word, weight in weights.items()
+    }

@@ -74,17 +74,17 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(params=["sync", "async"])
 def embed(request, server):
-    """`embed(*args)` of either client, and what it constructs it with."""
+    """`embed(*args)` of either client, or another `method`, and what it constructs it with."""
 
-    def call(*args, client=None, **kwargs):
+    def call(*args, client=None, method="embed", **kwargs):
         client = {"base_url": server.url, **(client or {})}
         if request.param == "sync":
             with hilbert.Client(**client) as sync:
-                return sync.embed(*args, **kwargs)
+                return getattr(sync, method)(*args, **kwargs)
 
         async def run():
             async with hilbert.AsyncClient(**client) as asynchronous:
-                return await asynchronous.embed(*args, **kwargs)
+                return await getattr(asynchronous, method)(*args, **kwargs)
 
         return anyio.run(run)
 
@@ -131,6 +131,74 @@ def test_what_is_sent(embed, server) -> None:
         "input_type": "query",
         "truncate": False,
     }
+
+
+def items_answer(*items: dict[str, object]) -> bytes:
+    data = [{"index": index, **item} for index, item in enumerate(items)]
+    return json.dumps({"object": "list", "data": data[::-1], "model": "colbert", "usage": {}}).encode()
+
+
+def token_item(rows: np.ndarray) -> dict[str, object]:
+    return {"embedding": base64.b64encode(rows.astype("<f4").tobytes()).decode(), "shape": rows.shape}
+
+
+TOKENS = [np.arange(6, dtype=np.float32).reshape(3, 2) / 3, np.zeros((0, 2), np.float32)]
+
+
+def test_token_vectors_are_never_flattened(embed, server) -> None:
+    server.answer = items_answer(token_item(TOKENS[0]), token_item(TOKENS[0]))
+    with pytest.raises(errors.UnsupportedTask, match=r"colbert .* call embed_multivector") as caught:
+        embed(["a", "b"], "colbert")
+    assert caught.value.status == 400
+
+
+def test_token_vectors(embed, server) -> None:
+    server.answer = items_answer(*map(token_item, TOKENS))
+    asked = {"dimensions": 2, "prompt_name": "", "prompt": "p", "input_type": "query", "truncate": False}
+    found = embed(["a", "b"], "m", method="embed_multivector", **asked)
+    assert [rows.dtype for rows in found] == [np.float32] * 2
+    assert all(np.array_equal(rows, said) for rows, said in zip(found, TOKENS, strict=True))
+    found[0][0] = 0
+    path, _, body = server.seen[-1]
+    assert path == "/v1/embeddings/colbert"
+    assert body == {"input": ["a", "b"], "encoding_format": "base64", "model": "m", **asked}
+    embed("abc", method="embed_multivector")
+    assert server.seen[-1][2] == {"input": ["abc"], "encoding_format": "base64"}
+    for item in ({"embedding": "AAAAAA=="}, {"embedding": "AAAAAA==", "shape": [2, 2]}):
+        server.answer = items_answer(item)
+        with pytest.raises(errors.ServingError, match="not a list of token vectors"):
+            embed("a", method="embed_multivector")
+
+
+def test_sparse_vectors(embed, server) -> None:
+    server.answer = items_answer({"embedding": {"70000": 0.5, "3": 1.25}}, {"embedding": {}})
+    asked = {"prompt_name": "", "prompt": "p", "input_type": "query", "truncate": False}
+    first, second = embed(["a", "b"], "m", method="embed_sparse", **asked)
+    assert first.token_ids.dtype == np.int32 and first.token_ids.tolist() == [3, 70000]
+    assert first.weights.dtype == np.float32 and first.weights.tolist() == [1.25, 0.5]
+    assert second.token_ids.shape == second.weights.shape == (0,)
+    path, _, body = server.seen[-1]
+    assert path == "/v1/embeddings_sparse" and body == {"input": ["a", "b"], "model": "m", **asked}
+    embed("abc", method="embed_sparse")
+    assert server.seen[-1][2] == {"input": ["abc"]}
+    for weights in ({"x": 1.0}, {str(2**40): 1.0}):
+        server.answer = items_answer({"embedding": weights})
+        with pytest.raises(errors.ServingError, match="not a list of sparse vectors"):
+            embed("a", method="embed_sparse")
+
+
+def test_a_path_is_a_sound_by_its_ending_else_an_image(embed, server, tmp_path) -> None:
+    server.answer = items_answer()
+    names = ["a.wav", "a.FLAC", "a.ogg", "a.mp3", "a.png", "a"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"raw")
+    raw = base64.b64encode(b"raw").decode()
+    paths = [tmp_path / name for name in names]
+    embed([*paths, b"raw"])
+    sounds = [{"audio_url": f"data:audio/{kind};base64,{raw}"} for kind in ("wav", "flac", "ogg", "mpeg")]
+    assert server.seen[-1][2]["input"] == [*sounds, *[{"image": raw}] * 3]
+    embed(paths[:1], modality="audio")
+    assert server.seen[-1][2]["input"] == [raw]
 
 
 ERRORS = [

@@ -20,10 +20,14 @@ from hilbert.client.wire import (
     read_classes,
     read_error,
     read_ranking,
+    read_sparse_vectors,
+    read_token_vectors,
     read_vectors,
     rerank_body,
+    sparse_body,
     v1_url,
 )
+from hilbert.core import SparseVector
 
 # Longer than the server's own limit for one request, so that its answer arrives first.
 DEFAULT_TIMEOUT_SECONDS = 120.0
@@ -63,7 +67,7 @@ class Client:
 
         Args:
             inputs: one or several: texts, and for a model that sees, images as the bytes or the `Path` of a
-                file, or the URL of one.
+                file, or the URL of one; a `Path` that ends in .wav, .flac, .ogg or .mp3 is a sound.
             model: which model; not needed where the server has one.
             dimensions: keep the first so many numbers, normalised again.
             prompt_name: one of the model's prompts; ``""`` for none.
@@ -74,6 +78,7 @@ class Client:
         Returns:
             ``[N, E]`` float32; one text gives ``[1, E]``.
         Raises:
+            UnsupportedTask: the model has a vector for each token: `embed_multivector` returns those.
             ServingError: the server refused; `status` and `message` are its own (`hilbert.errors`).
             httpx2.TransportError: no answer came.
         """
@@ -91,6 +96,74 @@ class Client:
             ),
         )
         return read_vectors(_content_of(response))
+
+    def embed_multivector(
+        self,
+        inputs: str | Sequence[str],
+        model: str | None = None,
+        *,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        input_type: str | None = None,
+        truncate: bool = True,
+    ) -> list[FloatArray]:
+        """A vector for each token of each text: late-interaction models, bge-m3, dense models.
+
+        Args:
+            inputs: one text or several; the options are those of `embed`.
+            input_type: which of a late-interaction model's sides; None is ``"document"``.
+        Returns:
+            ``[n, E]`` float32 for each text, in their order.
+        Raises:
+            ServingError: the server refused.
+            httpx2.TransportError: no answer came.
+        """
+        response = self._http.post(
+            f"{self._url}/embeddings/colbert",
+            content=embed_body(
+                inputs,
+                model=model,
+                dimensions=dimensions,
+                prompt_name=prompt_name,
+                prompt=prompt,
+                input_type=input_type,
+                truncate=truncate,
+                modality=None,
+            ),
+        )
+        return read_token_vectors(_content_of(response))
+
+    def embed_sparse(
+        self,
+        inputs: str | Sequence[str],
+        model: str | None = None,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        input_type: str | None = None,
+        truncate: bool = True,
+    ) -> list[SparseVector]:
+        """The weights of each text over the vocabulary, in their order: SPLADE, bge-m3, sparse codes.
+
+        Args:
+            inputs: one text or several; the options are those of `embed`.
+            input_type: ``"query"`` for queries; None is ``"document"``.
+        Raises:
+            ServingError: the server refused.
+            httpx2.TransportError: no answer came.
+        """
+        body = sparse_body(
+            inputs,
+            model=model,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            input_type=input_type,
+            truncate=truncate,
+        )
+        return read_sparse_vectors(
+            _content_of(self._http.post(f"{self._url}/embeddings_sparse", content=body))
+        )
 
     def rerank(
         self,
@@ -205,6 +278,56 @@ class AsyncClient:
             ),
         )
         return read_vectors(_content_of(response))
+
+    async def embed_multivector(
+        self,
+        inputs: str | Sequence[str],
+        model: str | None = None,
+        *,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        input_type: str | None = None,
+        truncate: bool = True,
+    ) -> list[FloatArray]:
+        """As `Client.embed_multivector`."""
+        response = await self._http.post(
+            f"{self._url}/embeddings/colbert",
+            content=embed_body(
+                inputs,
+                model=model,
+                dimensions=dimensions,
+                prompt_name=prompt_name,
+                prompt=prompt,
+                input_type=input_type,
+                truncate=truncate,
+                modality=None,
+            ),
+        )
+        return read_token_vectors(_content_of(response))
+
+    async def embed_sparse(
+        self,
+        inputs: str | Sequence[str],
+        model: str | None = None,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        input_type: str | None = None,
+        truncate: bool = True,
+    ) -> list[SparseVector]:
+        """As `Client.embed_sparse`."""
+        body = sparse_body(
+            inputs,
+            model=model,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            input_type=input_type,
+            truncate=truncate,
+        )
+        return read_sparse_vectors(
+            _content_of(await self._http.post(f"{self._url}/embeddings_sparse", content=body))
+        )
 
     async def rerank(
         self,

@@ -10,26 +10,45 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from hilbert import errors
-from hilbert.errors import ServingError
+from hilbert.core import SparseVector
+from hilbert.errors import ServingError, UnsupportedTask
 
 FloatArray = npt.NDArray[np.float32]
 Input = str | bytes | Path
 DEFAULT_URL = "http://127.0.0.1:7997"
+_SOUNDS = {".wav": "wav", ".flac": "flac", ".ogg": "ogg", ".mp3": "mpeg"}
 
 
-class _Row(msgspec.Struct):
+class _Indexed(msgspec.Struct):
     index: int
+
+
+AnyRow = TypeVar("AnyRow", bound=_Indexed)
+
+
+class _Row(_Indexed):
     embedding: str
+    shape: tuple[int, int] | None = None
 
 
 class _Answer(msgspec.Struct):
     data: list[_Row]
+    model: str | None = None
+
+
+class _SparseRow(_Indexed):
+    embedding: dict[int, float]
+
+
+class _SparseAnswer(msgspec.Struct):
+    data: list[_SparseRow]
 
 
 class _Problem(msgspec.Struct):
@@ -95,7 +114,7 @@ def embed_body(
     truncate: bool,
     modality: str | None,
 ) -> bytes:
-    """The JSON of one request; what is not asked for is not sent. Reads the files that are named."""
+    """The JSON of one request for vectors; what is not asked for is not sent. Reads the files named."""
     given = [inputs] if isinstance(inputs, str | bytes | Path) else list(inputs)
     fields = {
         "input": [_written(item, modality) for item in given],
@@ -116,7 +135,31 @@ def _written(item: Input, modality: str | None) -> str | dict[str, str]:
         return item
     data = item.read_bytes() if isinstance(item, Path) else item
     text = binascii.b2a_base64(data, newline=False).decode()
-    return text if modality else {"image": text}
+    if modality:
+        return text
+    sound = _SOUNDS.get(item.suffix.lower()) if isinstance(item, Path) else None
+    return {"audio_url": f"data:audio/{sound};base64,{text}"} if sound else {"image": text}
+
+
+def sparse_body(
+    inputs: str | Sequence[str],
+    *,
+    model: str | None,
+    prompt_name: str | None,
+    prompt: str | None,
+    input_type: str | None,
+    truncate: bool,
+) -> bytes:
+    """The JSON of one request for sparse vectors."""
+    fields = {
+        "input": [inputs] if isinstance(inputs, str) else list(inputs),
+        "model": model,
+        "prompt_name": prompt_name,
+        "prompt": prompt,
+        "input_type": input_type,
+        "truncate": None if truncate else False,
+    }
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
 
 def rerank_body(
@@ -184,19 +227,70 @@ def read_vectors(content: bytes) -> FloatArray:
     """``[N, E]`` float32 in the order of the inputs.
 
     Raises:
+        UnsupportedTask: the model has a vector for each token, which do not stack.
         ServingError: this is not the answer of an embedding server.
     """
     try:
-        rows = msgspec.json.decode(content, type=_Answer).data
+        answer = msgspec.json.decode(content, type=_Answer)
+        rows = _in_order(answer.data)
+        if any(row.shape is not None for row in rows):
+            raise UnsupportedTask(
+                f"The model {answer.model or 'asked'} answers with a vector for each token, not with one for "
+                "each input; call embed_multivector instead of embed.",
+                param="model",
+            )
         vectors = [np.frombuffer(binascii.a2b_base64(row.embedding), "<f4") for row in rows]
-        if sorted(row.index for row in rows) != list(range(len(rows))):
-            raise ValueError("the indexes are not 0 to N - 1")
         table = np.empty((len(rows), len(vectors[0]) if vectors else 0), np.float32)
-        for row, vector in zip(rows, vectors, strict=True):
-            table[row.index] = vector
+        for index, vector in enumerate(vectors):
+            table[index] = vector
     except (msgspec.DecodeError, binascii.Error, ValueError) as error:
         raise ServingError(f"The server's answer is not a list of vectors: {error}") from None
     return table
+
+
+def read_token_vectors(content: bytes) -> list[FloatArray]:
+    """``[n, E]`` float32 for each input, in their order.
+
+    Raises:
+        ServingError: this is not the answer of a server of token vectors.
+    """
+    try:
+        rows = _in_order(msgspec.json.decode(content, type=_Answer).data)
+        return [_folded(row) for row in rows]
+    except (msgspec.DecodeError, binascii.Error, ValueError) as error:
+        raise ServingError(f"The server's answer is not a list of token vectors: {error}") from None
+
+
+def _folded(row: _Row) -> FloatArray:
+    if row.shape is None:
+        raise ValueError("an item has no `shape`")
+    flat = np.frombuffer(binascii.a2b_base64(row.embedding), "<f4")
+    return flat.reshape(row.shape).astype(np.float32)
+
+
+def read_sparse_vectors(content: bytes) -> list[SparseVector]:
+    """The ids, ascending, and weights of each input, in their order.
+
+    Raises:
+        ServingError: this is not the answer of a server of sparse vectors.
+    """
+    try:
+        rows = _in_order(msgspec.json.decode(content, type=_SparseAnswer).data)
+        return [_sparse(row.embedding) for row in rows]
+    except (msgspec.DecodeError, ValueError, OverflowError) as error:
+        raise ServingError(f"The server's answer is not a list of sparse vectors: {error}") from None
+
+
+def _sparse(weights: dict[int, float]) -> SparseVector:
+    ids = sorted(weights)
+    return SparseVector(np.array(ids, np.int32), np.array([weights[i] for i in ids], np.float32))
+
+
+def _in_order(rows: list[AnyRow]) -> list[AnyRow]:
+    ordered = sorted(rows, key=lambda row: row.index)
+    if [row.index for row in ordered] != list(range(len(rows))):
+        raise ValueError("the indexes are not 0 to N - 1")
+    return ordered
 
 
 def read_error(status: int, reason: str, content: bytes, retry_after: str | None) -> ServingError:
