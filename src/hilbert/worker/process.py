@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any
 
 import hilbert
+from hilbert.config.machine import give_memory_back, resident_bytes
 from hilbert.core import Batch, BatchOutput, ModelSpec, Output, Request
 from hilbert.engine import BatchStats, Device, Engine, has_rows, start_engine
 from hilbert.errors import EngineError, ServingError, WorkerLost
@@ -381,7 +382,8 @@ class Worker:
             model.engine.stop()
             model.runtime.close()
             del model
-            _give_memory_back()
+            gc.collect()
+            give_memory_back()
         self._channel.send(encode(Kind.UNLOADED, order))
 
     def _shut_down(self, order: Shutdown) -> None:
@@ -395,7 +397,7 @@ class Worker:
     def _stats(self) -> WorkerStats:
         models = list(self._models.items())
         return WorkerStats(
-            _resident_bytes(),
+            resident_bytes(),
             {number: model.engine.num_queued_tokens for number, model in models},
             {number: model.engine.num_queued_sequences for number, model in models},
         )
@@ -414,22 +416,3 @@ class _fatal:
             if not isinstance(error, BrokenPipeError | ConnectionResetError):  # then the front is gone
                 traceback.print_exception(error)
             os._exit(_EXIT_BROKEN)
-
-
-def _resident_bytes() -> int:
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
-def _give_memory_back() -> None:
-    """After an unload: what the allocator keeps would look like a leak to whoever watches the process."""
-    gc.collect()
-    if sys.platform == "linux":
-        import ctypes
-
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
-        if trim is not None:
-            trim(0)
