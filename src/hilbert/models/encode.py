@@ -10,6 +10,7 @@ from hilbert.core import (
     EmbedRequest,
     EncodeResult,
     Media,
+    MediaRef,
     Output,
     OutputType,
     Sequence,
@@ -61,6 +62,11 @@ class EncodeWork:
             MediaError: one cannot be had.
         """
         self._request = replace(self._request, inputs=await loader.load(self._request.inputs))
+
+    @property
+    def has_references(self) -> bool:
+        """Whether `load` has anything to do."""
+        return any(isinstance(given, MediaRef) for given in self._request.inputs)
 
     @property
     def has_media(self) -> bool:

@@ -237,7 +237,7 @@ class ServedModel:
     async def _carry_out(
         self, work: Work[Result], start: float, deadline: float | None
     ) -> tuple[Result, int, Timing]:
-        if isinstance(work, EncodeWork):  # no other call takes images or sounds
+        if isinstance(work, EncodeWork) and work.has_references:  # no other call takes images or sounds
             await work.load(self.media)
             start = time.monotonic()
         request_id = next(_request_ids)
