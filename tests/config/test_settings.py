@@ -296,3 +296,5 @@ def test_device_id() -> None:
     assert [m.device for m in two.models] == ["cuda:0", "cuda:1"]
     with pytest.raises(BadSetting, match="one GPU"):
         infinity("--device", "cuda", "--device-id", "0,1")
+    notes = load(("-m", "a", "-m", "b", "--device", "cpu", "--device-id", "0"), {}, infinity=True)[1]
+    assert len(notes) == 1 and "--device cuda" in notes[0]

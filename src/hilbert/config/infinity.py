@@ -78,8 +78,9 @@ def with_device_ids(settings: ServerSettings, sources: Sequence[Source], notes: 
     for index, model in enumerate(settings.models):
         ids = given.texts[index % len(given.texts)]
         if not ids or model.device != "cuda":
-            if ids:
-                notes.append(f"{given.origin} {ids} counts only together with --device cuda")
+            note = f"{given.origin} {ids} counts only together with --device cuda"
+            if ids and note not in notes:
+                notes.append(note)
             models.append(model)
             continue
         if not ids.isdigit():
