@@ -40,7 +40,8 @@ _DRAIN_MARGIN_SECONDS = 5.0
 _ORDERS_FIRST_SECONDS = 0.25
 _SLOW_START_SECONDS = 2.0
 _SLOW_START = (
-    "still loading: the first start traces a model, which takes seconds; later ones find it in the cache"
+    "still loading: a first start may trace or convert a model, which takes seconds; "
+    "later ones find the result in the cache"
 )
 
 

