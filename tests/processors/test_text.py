@@ -249,8 +249,28 @@ def test_unknown_prompts_are_refused_with_the_known_names(prompted, processor):
         encode(prompted, "text", prompt_name="nope")
     with pytest.raises(InvalidInput, match="none"):
         encode(processor, "text", prompt_name="query")
-    with pytest.raises(InvalidInput, match="'query' or 'document'"):
-        encode(processor, "text", input_type="classification")
+    with pytest.raises(InvalidInput, match="use query, document, classification, clustering, similarity"):
+        encode(processor, "text", input_type="summary")
+
+
+@pytest.mark.parametrize(
+    ("input_type", "name"),
+    [
+        ("query", "retrieval.query"),
+        ("query", "Retrieval-query"),
+        ("document", "retrieval.passage"),
+        ("classification", "Classification"),
+        ("clustering", "separation"),
+        ("similarity", "STS"),
+    ],
+)
+def test_prompts_are_found_under_the_names_that_models_have_for_them(bundled, input_type, name):
+    spec = msgspec.structs.replace(bundled, prompts={"other": "b: ", name: "a: "})
+    texts = TextProcessor(spec)
+    assert (
+        encode(texts, "x", input_type=input_type)[0].input_ids.tolist()
+        == encode(texts, "x", prompt="a: ")[0].input_ids.tolist()
+    )
 
 
 def test_a_prompt_cannot_stand_before_token_ids(prompted):
@@ -392,3 +412,32 @@ def test_long_texts_are_cut_and_short_ones_are_not():
 def test_token_estimates_are_bounded_by_the_models_length(processor):
     assert processor.estimate_tokens(["a" * 100_000]) == 256
     assert processor.estimate_tokens(["", token_array([1, 2, 3], 1)]) == 2 + 5
+
+
+def test_a_request_may_cut_from_the_left_and_to_fewer_tokens(processor):
+    """As the library would with its direction or its length changed; short texts are untouched."""
+    from tokenizers import Tokenizer
+
+    long = "été one more guest [SEP] naïve-café " * 90
+    texts = (long, "short", long[::-1])
+    for size, left in ((256, True), (20, False), (20, True), (256, False)):
+        tokenizer = Tokenizer.from_file(str(Path(processor.spec.path) / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(size, direction="left" if left else "right")
+        request = EmbedRequest(texts, truncate_left=left, max_tokens=None if size == 256 else size)
+        got = [s.input_ids.tolist() for s in processor.encode(request, 1)]
+        assert got == [e.ids for e in tokenizer.encode_batch(list(texts))], (size, left)
+    ids = np.arange(1000, 1400, dtype=np.int32)
+    (cut,) = processor.encode(EmbedRequest((ids,), truncate_left=True, max_tokens=7), 1)
+    assert cut.input_ids.tolist() == ids[-7:].tolist()
+    with pytest.raises(InputTooLong, match="at most 20"):
+        processor.encode(EmbedRequest((long,), truncate=False, max_tokens=20), 1)
+    with pytest.raises(InvalidInput, match=r"max_tokens is 2, of which .* take 2; allow at least 3"):
+        processor.encode(EmbedRequest(("a",), max_tokens=2), 1)
+
+
+def test_texts_are_clipped_to_tokens(processor):
+    text = "Hilbert's hotel always has room for one more guest."
+    (clipped, short) = processor.clipped((text, "room"), 5)
+    assert clipped == "Hilbert's hotel always" and short == "room"
+    assert len(processor.contents([clipped], is_exact=True)[0][0]) == 5

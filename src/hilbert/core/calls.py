@@ -59,6 +59,7 @@ class RerankRequest:
         timeout_seconds: give up after this time; None takes the server's limit.
         prompt: the instruction of a reranker that takes one, else text before the query; None takes the
             model's own.
+        max_document_tokens: of longer documents only so many tokens are read, special ones not counted.
     """
 
     query: str
@@ -68,6 +69,7 @@ class RerankRequest:
     truncate: bool = True
     timeout_seconds: float | None = None
     prompt: str | None = None
+    max_document_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

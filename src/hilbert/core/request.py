@@ -45,8 +45,14 @@ class EmbedRequest:
             images or sounds.
         prompt: text put before every text; wins over `prompt_name`.
         prompt_name: one of the model's prompts. ``""`` means none, None means the model's default.
-        input_type: ``"query"`` or ``"document"``: picks the model's prompt of that meaning.
+        input_type: what the inputs are for: ``"query"``, ``"document"``, ``"classification"``,
+            ``"clustering"`` or ``"similarity"``; picks the model's prompt of that meaning.
         truncate: cut inputs to the model's length; when false a longer input is an error.
+        truncate_left: what is cut off is the beginning of a text.
+        max_tokens: cut texts to so many tokens, special tokens and prompt included.
+        chunks: late chunking: the inputs are the chunks of documents, and this says how many each document
+            has; each chunk becomes one vector that has seen its whole document. Empty where every input
+            stands alone.
         dimensions: keep the first so many numbers, then normalise again.
         normalize: L2-normalise; None follows the model's own chain.
         timeout_seconds: give up after this time; None takes the server's limit.
@@ -62,6 +68,9 @@ class EmbedRequest:
     normalize: bool | None = None
     timeout_seconds: float | None = None
     outputs: frozenset[OutputType] = DENSE_ONLY
+    truncate_left: bool = False
+    max_tokens: int | None = None
+    chunks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

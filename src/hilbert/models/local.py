@@ -259,6 +259,30 @@ class Model:
         """As `embed_multivector`, for callers on an event loop."""
         return _multivector(await self.aencode(texts, {OutputType.MULTIVECTOR}, **options))
 
+    def embed_chunks(
+        self, documents: Iterable[Iterable[str]], **options: Unpack[Options]
+    ) -> list[FloatArray]:
+        """Late chunking: a vector for each chunk of each document, which has seen the whole document.
+
+        Args:
+            documents: the chunks of each, in their order in it; they are joined to one text.
+            options: see `Options`. With `truncate` false a document longer than the model is an error;
+                otherwise it is read in windows that overlap.
+        Returns:
+            ``[chunks, dimensions]`` float32 for each document.
+
+        Raises:
+            UnsupportedTask: the model's vector is not the mean of its token vectors.
+            ClientError: as `embed`.
+        """
+        return self._submit(self._embed_chunks(documents, options)).result()
+
+    async def aembed_chunks(
+        self, documents: Iterable[Iterable[str]], **options: Unpack[Options]
+    ) -> list[FloatArray]:
+        """As `embed_chunks`, for callers on an event loop."""
+        return await asyncio.wrap_future(self._submit(self._embed_chunks(documents, options)))
+
     def encode(
         self,
         texts: str | Media | Iterable[Text | Media],
@@ -406,6 +430,16 @@ class Model:
             [Label(result.labels[place], score) for place, score in zip(places, scores, strict=True)]
             for places, scores in zip(result.order.tolist(), result.scores.tolist(), strict=True)
         ]
+
+    async def _embed_chunks(self, documents: Iterable[Iterable[str]], options: Options) -> list[FloatArray]:
+        found = []
+        for index, document in enumerate(documents):
+            chunks = _texts(document, f"documents[{index}]")
+            if not chunks:
+                raise InvalidInput(f"documents[{index}] has no chunks.", param="documents", index=index)
+            request = EmbedRequest(chunks, **options, chunks=(len(chunks),))
+            found.append(_dense(await self._served.encode(request)))
+        return found
 
     async def _encode(self, request: EmbedRequest) -> EncodeResult:
         inputs = request.inputs

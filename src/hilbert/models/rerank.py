@@ -95,9 +95,8 @@ class PairWork:
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
         """See `Work`."""
         request = self._request
-        pairs = self._pairs.encode(
-            request.query, request.documents, request.truncate, request_id, request.prompt
-        )
+        documents = clipped_documents(self._facts, request)
+        pairs = self._pairs.encode(request.query, documents, request.truncate, request_id, request.prompt)
         if pairs.num_kept < pairs.num_query_tokens:
             self._warning = _cut_warning(pairs.num_query_tokens, pairs.num_kept)
         return pairs.sequences
@@ -147,7 +146,9 @@ class SimilarityWork:
         query = EmbedRequest(
             (request.query,), prompt=request.prompt, input_type="query", truncate=request.truncate
         )
-        documents = EmbedRequest(request.documents, input_type="document", truncate=request.truncate)
+        documents = EmbedRequest(
+            clipped_documents(self._facts, request), input_type="document", truncate=request.truncate
+        )
         queries = self._facts.static_queries
         with called("query", is_list=False):
             if queries is None:
@@ -192,6 +193,18 @@ class SimilarityWork:
         if error.index == 0:
             return renamed(error, "query", is_list=False)
         return renamed(error, "documents", shift=-1)
+
+
+def clipped_documents(facts: Facts, request: RerankRequest) -> tuple[str, ...]:
+    """The documents, cut to the tokens that the request allows each.
+
+    Raises:
+        InvalidInput: one is not valid Unicode.
+    """
+    if request.max_document_tokens is None:
+        return request.documents
+    with called("documents"):
+        return facts.processor.clipped(request.documents, request.max_document_tokens)
 
 
 def ranked(

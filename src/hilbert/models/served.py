@@ -41,6 +41,7 @@ from hilbert.errors import (
     RequestTimeout,
     ServingError,
 )
+from hilbert.models.chunks import ChunkWork
 from hilbert.models.classify import ClassifyWork
 from hilbert.models.encode import EncodeWork, with_empty_rows
 from hilbert.models.facts import Facts
@@ -131,6 +132,8 @@ class ServedModel:
             CapacityError: no room, too late, or the engine is not there now.
             ModelError, EngineError: the model failed; the first guilty input is named.
         """
+        if request.chunks:
+            return await self._serve(ChunkWork(self.facts, request))
         return await self._serve(EncodeWork(self.facts, request))
 
     async def rerank(self, request: RerankRequest) -> RerankResult:

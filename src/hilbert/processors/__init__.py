@@ -1,16 +1,20 @@
 """From what a caller sends to what a model sees: text to token ids, images and sounds to features."""
 
+from hilbert.processors.chunks import ChunkProcessor
 from hilbert.processors.naming import called, renamed
 from hilbert.processors.pairs import PairProcessor, pair_processor
+from hilbert.processors.prompts import resolve_prompt
 from hilbert.processors.static_queries import StaticQueries
 from hilbert.processors.text import TextProcessor, token_array
 
 __all__ = [
+    "ChunkProcessor",
     "PairProcessor",
     "StaticQueries",
     "TextProcessor",
     "called",
     "pair_processor",
     "renamed",
+    "resolve_prompt",
     "token_array",
 ]

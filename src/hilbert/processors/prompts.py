@@ -9,13 +9,20 @@ from __future__ import annotations
 from hilbert.core import EmbedRequest, ModelSpec
 from hilbert.errors import InvalidInput
 
-# The names that sentence-transformers' encode_query and encode_document look for, first match wins. (Its
-# encode_document never gets past "document", as it gives every model an empty prompt of that name; the
-# prompts here are the repository's own, so that a model with "passage" alone gets what its author meant.)
+# The names under which repositories keep their prompts, first match wins, letters of either case. For queries
+# and documents sentence-transformers' own encode_query and encode_document come first. (Its encode_document
+# never gets past "document", as it gives every model an empty prompt of that name; the prompts here are the
+# repository's own, so that a model with "passage" alone gets what its author meant.) The others are those of
+# nomic-embed-text, jina-embeddings-v3 and EmbeddingGemma.
 _NAMES_BY_INPUT_TYPE: dict[str, tuple[str, ...]] = {
-    "query": ("query",),
-    "document": ("document", "passage", "corpus"),
-}
+    "query": ("query", "retrieval.query", "retrieval-query", "search_query"),
+    "document": (
+        "document", "passage", "corpus", "retrieval.passage", "retrieval-document", "search_document",
+    ),
+    "classification": ("classification",),
+    "clustering": ("clustering", "separation"),
+    "similarity": ("similarity", "text-matching", "sts"),
+}  # fmt: skip
 
 
 def resolve_prompt(spec: ModelSpec, request: EmbedRequest) -> str:
@@ -56,6 +63,8 @@ def _by_input_type(spec: ModelSpec, input_type: str) -> str:
     names = _NAMES_BY_INPUT_TYPE.get(input_type)
     if names is None:
         raise InvalidInput(
-            f"input_type {input_type!r} is unknown; use 'query' or 'document'.", param="input_type"
+            f"input_type {input_type!r} is unknown; use {', '.join(_NAMES_BY_INPUT_TYPE)}.",
+            param="input_type",
         )
-    return next((spec.prompts[name] or "" for name in names if name in spec.prompts), "")
+    prompts = {name.lower(): prompt or "" for name, prompt in spec.prompts.items()}
+    return next((prompts[name] for name in names if name in prompts), "")

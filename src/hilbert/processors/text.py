@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from hilbert.core import EmbedRequest, Input, Media, MediaRef, ModelSpec, Sequence
+from hilbert.core import NO_IDS, EmbedRequest, Input, Media, MediaRef, ModelSpec, Sequence
 from hilbert.core.request import IntArray
 from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
 from hilbert.processors.chat import FILLERS, ChatTemplate, common_suffix
@@ -92,8 +92,6 @@ class TextProcessor:
         self._is_bare = self._is_static or self.template is not None
         self._num_special = 0 if self._is_bare else self.tokenizer.num_special_tokens_to_add(False)
         self._template_chars = 0 if self.template is None else self.template.num_chars
-        is_cut_here = spec.multivector is not None and self.template is None
-        self._frame = Frame.of(self.tokenizer) if is_cut_here else None
         self.num_types = int(spec.config.get("type_vocab_size") or 0) if _makes_types(config) else 0
         self._has_token_types = self._probe_token_types()
         # A few repositories add tokens without growing the embedding table; texts that hold them are refused.
@@ -116,6 +114,16 @@ class TextProcessor:
     def inline_chars(self) -> int:
         """Texts shorter than this together take well under a millisecond, and need no thread."""
         return 2_000 if self._words is None else 24_000
+
+    @cached_property
+    def frame(self) -> Frame:
+        """The special tokens around a text."""
+        return Frame(NO_IDS, NO_IDS) if self._is_bare else Frame.of(self.tokenizer)
+
+    @property
+    def has_token_types(self) -> bool:
+        """Whether a text alone has tokens of another type than 0."""
+        return self._has_token_types
 
     @property
     def max_len(self) -> int | None:
@@ -168,14 +176,77 @@ class TextProcessor:
         """
         sides, tower = self.spec.multivector, self.spec.text_tower
         if tower is not None:
-            sequences = self._encode(request, self._max_len, request_id)
+            sequences = self._encode(request, self._limit_of(request, self._max_len), request_id)
             return tuple(s if s.features is not None else shaped(s, tower) for s in sequences)
         if sides is None:
-            return self._encode(request, self._max_len, request_id)
-        sequences = self._encode(request, side_limit(self.spec, sides, request), request_id)
+            return self._encode(request, self._limit_of(request, self._max_len), request_id)
+        limit = self._limit_of(request, side_limit(self.spec, sides, request))
+        sequences = self._encode(request, limit, request_id)
         if not is_query(request):
             return sequences
         return tuple(replace(s, input_ids=fill(s.input_ids, sides)) for s in sequences)
+
+    def _limit_of(self, request: EmbedRequest, limit: int | None) -> int | None:
+        """Tokens that a text of this request may have.
+
+        Raises:
+            InvalidInput: the request leaves no room for text, or wants a cut that this tokenizer cannot make.
+        """
+        if request.max_tokens is None and not request.truncate_left:
+            return limit
+        if self._has_token_types:
+            raise InvalidInput(
+                "The tokens of this model have types, so that texts are cut only where its tokenizer cuts "
+                "them; leave out `max_tokens`, and what asks for another side.",
+                param="max_tokens" if request.max_tokens is not None else "truncate",
+            )
+        if request.max_tokens is None:
+            return limit
+        if request.max_tokens <= self._num_special:
+            raise InvalidInput(
+                f"max_tokens is {request.max_tokens}, of which the model's special tokens take "
+                f"{self._num_special}; allow at least {self._num_special + 1}.",
+                param="max_tokens",
+            )
+        return request.max_tokens if limit is None else min(limit, request.max_tokens)
+
+    def spans(self, text: str, index: int = 0) -> tuple[IntArray, IntArray]:
+        """All tokens of a text without any special ones, and the characters that they lie in.
+
+        Args:
+            text: any text.
+            index: what errors call it.
+        Returns:
+            Ids ``[n]`` int32, and ``[n]`` int32: the place in the text of the last character of each token,
+            never falling.
+
+        Raises:
+            InvalidInput: the text is not valid Unicode, or holds tokens outside the vocabulary.
+        """
+        _refuse_invalid_unicode(text, index)
+        encoding = self.tokenizer.encode_batch([text], add_special_tokens=False)[0]
+        pieces = _in_order(encoding, self.truncates_left)
+        ids = np.array([i for piece in pieces for i in piece.ids], dtype=np.int32)
+        if self._has_foreign_ids:
+            self._refuse_foreign_ids(ids, index)
+        lasts = [max(start, end - 1) for piece in pieces for start, end in piece.offsets]
+        return ids, np.maximum.accumulate(np.array(lasts, dtype=np.int32)) if lasts else NO_IDS
+
+    def prompt_len(self, prompt: str) -> int:
+        """Leading tokens of a text behind this prompt that stay out of the pool."""
+        is_measured = prompt and self._excludes_prompt and self.template is None
+        return self._prompt_len(prompt) if is_measured else 0
+
+    def clipped(self, texts: AbstractSequence[str], max_tokens: int) -> tuple[str, ...]:
+        """The beginnings of texts that have more tokens than this, special ones not counted."""
+        check_chars(texts)
+        return tuple(self._clipped(text, max_tokens, index) for index, text in enumerate(texts))
+
+    def _clipped(self, text: str, max_tokens: int, index: int) -> str:
+        if len(text.encode("utf-8", "replace")) <= max_tokens:  # no token is made of less than a byte
+            return text
+        _, lasts = self.spans(text, index)
+        return text if len(lasts) <= max_tokens else text[: int(lasts[max_tokens - 1]) + 1]
 
     def contents(self, texts: AbstractSequence[str], *, is_exact: bool) -> list[tuple[IntArray, int]]:
         """The tokens of texts without any special ones, to be put together by the caller.
@@ -220,10 +291,11 @@ class TextProcessor:
 
     def _encode(self, request: EmbedRequest, limit: int | None, request_id: int) -> tuple[Sequence, ...]:
         prompt, side = resolve_prompt(self.spec, request), request.input_type
-        inputs, truncate = request.inputs, request.truncate
+        inputs, truncate, from_left = request.inputs, request.truncate, request.truncate_left
         num_texts = sum(1 for x in inputs if isinstance(x, str))
         if num_texts == len(inputs):
-            return self._encode_texts(inputs, prompt, side, truncate, limit, request_id)  # type: ignore[arg-type]  # all str
+            texts = cast("tuple[str, ...]", inputs)
+            return self._encode_texts(texts, prompt, side, truncate, from_left, limit, request_id)
         if self._media is not None:
             self._media.check_together(inputs)
         has_ids = any(isinstance(x, np.ndarray) for x in inputs)
@@ -236,13 +308,15 @@ class TextProcessor:
         sequences: list[Sequence] = []
         for index, x in enumerate(inputs):
             if isinstance(x, str):
-                sequences += self._encode_texts((x,), prompt, side, truncate, limit, request_id, index)
+                sequences += self._encode_texts(
+                    (x,), prompt, side, truncate, from_left, limit, request_id, index
+                )
             elif isinstance(x, Media):
                 assert self._media is not None, "a model without towers has refused it"
                 sequences.append(self._media.encode(x, request_id, index))
             else:
                 assert not isinstance(x, MediaRef), "references are loaded before"
-                sequences.append(self._check_ids(x, truncate, limit, request_id, index))
+                sequences.append(self._check_ids(x, truncate, from_left, limit, request_id, index))
         return tuple(sequences)
 
     def _encode_texts(
@@ -251,6 +325,7 @@ class TextProcessor:
         prompt: str,
         side: str | None,
         truncate: bool,
+        from_left: bool,
         limit: int | None,
         request_id: int,
         first_index: int = 0,
@@ -262,13 +337,19 @@ class TextProcessor:
                 sequence
                 for piece in pieces
                 for sequence in self._encode_texts(
-                    texts[piece], prompt, side, truncate, limit, request_id, first_index + piece.start
+                    texts[piece],
+                    prompt,
+                    side,
+                    truncate,
+                    from_left,
+                    limit,
+                    request_id,
+                    first_index + piece.start,
                 )
             )
         prompted = self._prompted(texts, prompt, side)
-        is_measured = prompt and self._excludes_prompt and self.template is None
-        prompt_len = self._prompt_len(prompt) if is_measured else 0
-        by_words = self._encode_by_words(prompted, truncate, limit)
+        prompt_len = self.prompt_len(prompt)
+        by_words = None if from_left else self._encode_by_words(prompted, truncate, limit)
         if by_words is not None:
             return tuple(
                 Sequence(request_id, index, ids, None, prompt_len)
@@ -285,12 +366,20 @@ class TextProcessor:
             Sequence(
                 request_id,
                 index,
-                self._cut(np.array(encoding.ids, dtype=np.int32), limit, suffix),
+                self._cut(self._ids(encoding, text, from_left), limit, suffix, from_left),
                 self._token_types(encoding) if self._has_token_types else None,
                 prompt_len,
             )
-            for index, encoding in enumerate(encodings, start=first_index)
+            for index, (text, encoding) in enumerate(zip(prompted, encodings, strict=True), start=first_index)
         )
+
+    def _ids(self, encoding: Encoding, text: str, from_left: bool) -> IntArray:
+        """The tokens of a text: as far as the tokenizer kept them, or all, where its end must be seen."""
+        if not from_left or not encoding.overflowing:
+            return np.array(encoding.ids, dtype=np.int32)
+        bare = self._tokenize([text], is_framed=False)[0]
+        pieces = [piece.ids for piece in _in_order(bare, self.truncates_left)]
+        return np.concatenate([self.frame.before, *pieces, self.frame.after]).astype(np.int32)
 
     def _prompted(self, texts: AbstractSequence[str], prompt: str, side: str | None) -> AbstractSequence[str]:
         """What is tokenized: texts behind their prompt, or what the template makes of both."""
@@ -319,13 +408,14 @@ class TextProcessor:
         first, second = (np.array(ids, dtype=np.int32) for ids in whole)
         return common_suffix(first, second)
 
-    def _cut(self, ids: IntArray, limit: int | None, suffix: IntArray | None) -> IntArray:
-        """Down to a side's own length, where that is less than the tokenizer's; a template keeps its end."""
-        if limit is None:
+    def _cut(self, ids: IntArray, limit: int | None, suffix: IntArray | None, from_left: bool) -> IntArray:
+        """Down to the limit, where that is less than the tokenizer's; a template keeps its end."""
+        if limit is None or (suffix is None and len(ids) <= limit):
             return ids
+        from_left = from_left or self.truncates_left
         if suffix is not None:
-            return with_suffix(ids, limit, suffix, self.truncates_left)
-        return ids if self._frame is None else self._frame.cut(ids, limit, self.truncates_left)
+            return with_suffix(ids, limit, suffix, from_left)
+        return self.frame.cut(ids, limit, from_left)
 
     def _encode_by_words(
         self, texts: AbstractSequence[str], truncate: bool, limit: int | None
@@ -366,7 +456,7 @@ class TextProcessor:
                 raise _too_long(index, num_tokens, limit)
 
     def _check_ids(
-        self, ids: IntArray, truncate: bool, limit: int | None, request_id: int, index: int
+        self, ids: IntArray, truncate: bool, from_left: bool, limit: int | None, request_id: int, index: int
     ) -> Sequence:
         if len(ids) == 0:
             raise InvalidInput(f"input[{index}] is an empty list of token ids.", param="input", index=index)
@@ -374,7 +464,7 @@ class TextProcessor:
         if limit is not None and len(ids) > limit:
             if not truncate:
                 raise _too_long(index, len(ids), limit)
-            ids = ids[-limit:] if self.truncates_left else ids[:limit]
+            ids = ids[-limit:] if from_left or self.truncates_left else ids[:limit]
         return Sequence(request_id, index, np.ascontiguousarray(ids, dtype=np.int32))
 
     def _refuse_foreign_ids(self, ids: IntArray, index: int) -> None:
@@ -398,6 +488,12 @@ class TextProcessor:
         """
         ids = self._tokenize([prompt])[0].ids
         return len(ids) - 1 if ids and ids[-1] in self._special_ids else len(ids)
+
+
+def _in_order(encoding: Encoding, cuts_left: bool) -> list[Encoding]:
+    """What the tokenizer kept of a text and what it cut off, in the order of the text."""
+    pieces = [encoding, *encoding.overflowing]
+    return pieces[::-1] if cuts_left else pieces
 
 
 def with_suffix(ids: IntArray, limit: int, suffix: IntArray, cuts_left: bool) -> IntArray:
