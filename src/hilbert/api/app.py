@@ -6,6 +6,7 @@ One function from request to reply, with no middleware in between (each `BaseHTT
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -157,9 +158,9 @@ class App:
             if error.status >= 500:
                 logger.warning("request %s: %s: %s", call.request_id.decode(), error.code, error.message)
             return route.dialect.error(error)
-        except ClientGone:
+        except (ClientGone, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception:
+        except BaseException:  # the panic of a native library is no Exception
             request_id = call.request_id.decode()
             logger.exception("request %s failed unexpectedly: %s %s", request_id, call.method, call.path)
             return route.dialect.error(

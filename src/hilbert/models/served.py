@@ -202,7 +202,7 @@ class ServedModel:
         except asyncio.CancelledError:
             self.metrics.on_failure("cancelled")
             raise
-        except Exception:
+        except BaseException:  # the panic of a native library is no Exception
             self.metrics.on_failure("server_error")
             raise
         finally:
