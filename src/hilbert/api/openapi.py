@@ -12,15 +12,17 @@ from hilbert import __version__
 from hilbert.api.admin import ModelBody
 from hilbert.api.classify import ClassifyBody
 from hilbert.api.cohere.errors import CohereDialect
-from hilbert.api.cohere.protocol import CohereError
+from hilbert.api.cohere.protocol import CohereEmbedBody, CohereError, DetokenizeBody, TokenizeBody
 from hilbert.api.infinity.errors import InfinityDialect
 from hilbert.api.infinity.protocol import FormError, InfinityEmbeddingsBody
-from hilbert.api.openai.protocol import EmbeddingsBody, ErrorBody
+from hilbert.api.openai.errors import SharedDialect
+from hilbert.api.openai.protocol import EmbeddingsBody, ErrorBody, SharedError
 from hilbert.api.rerank import RerankBody
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie.errors import SieDialect
 from hilbert.api.sie.protocol import EncodeBody, ScoreBody, SieError
+from hilbert.api.voyage.protocol import ContextualizedBody, MultimodalBody
 
 _REF = "#/components/schemas/{name}"
 
@@ -38,6 +40,11 @@ _TEXTS = ["Hilbert's hotel always has room.", "One more guest."]
 _EXAMPLES: dict[Any, dict[str, Any]] = {
     EmbeddingsBody: {"model": "default", "input": _TEXTS},
     InfinityEmbeddingsBody: {"model": "default", "input": _TEXTS},
+    CohereEmbedBody: {"model": "default", "texts": _TEXTS, "embedding_types": ["float"]},
+    TokenizeBody: {"model": "default", "text": _TEXTS[0]},
+    DetokenizeBody: {"model": "default", "tokens": [2178, 2062, 4113]},
+    MultimodalBody: {"model": "default", "inputs": [{"content": [{"type": "text", "text": _TEXTS[0]}]}]},
+    ContextualizedBody: {"model": "default", "inputs": [_TEXTS]},
     ClassifyBody: {"model": "default", "input": _TEXTS},
     ModelBody: {"model": "default"},
     RerankBody: {"model": "default", "query": "Where is room?", "documents": _TEXTS, "top_n": 1},
@@ -65,7 +72,8 @@ def document(routes: Iterable[Route], settings: ApiSettings, prefix: str = "") -
             "title": "Hilbert",
             "version": __version__,
             "description": "Embeddings, reranking and classification over HTTP. `/v1` speaks OpenAI's "
-            "dialect (`/v1/rerank` Cohere's, `/v1/encode` SIE's), the bare routes Infinity's.",
+            "dialect beside Cohere's, Jina's and Voyage's (`/v1/encode` SIE's), `/v2` Cohere's, the bare "
+            "routes Infinity's.",
         },
         "servers": [{"url": settings.proxy_root_path.rstrip("/") + prefix or "/"}],
         "paths": paths,
@@ -128,6 +136,8 @@ def _error_type(route: Route) -> Any:
     """The body of this route's errors."""
     if isinstance(route.dialect, CohereDialect):
         return CohereError
+    if isinstance(route.dialect, SharedDialect):
+        return SharedError
     return SieError if isinstance(route.dialect, SieDialect) else ErrorBody
 
 

@@ -45,6 +45,11 @@ class ChunkWork:
     def check(self) -> None:
         """See `Work`."""
         facts, request = self._facts, self._request
+        for index, text in enumerate(request.inputs):
+            if not isinstance(text, str):
+                raise InvalidInput(
+                    f"input[{index}] is no text; late chunking reads texts only.", param="input", index=index
+                )
         why = _cannot(facts.spec) or ("its tokens have types" if facts.processor.has_token_types else "")
         if why:
             raise UnsupportedTask(
@@ -56,11 +61,6 @@ class ChunkWork:
         facts.check_dimensions(request.dimensions, DENSE_ONLY)
         if request.outputs != DENSE_ONLY:
             raise InvalidInput("Late chunking returns one dense vector for each chunk and nothing else.")
-        for index, text in enumerate(request.inputs):
-            if not isinstance(text, str):
-                raise InvalidInput(
-                    f"input[{index}] is no text; late chunking reads texts only.", param="input", index=index
-                )
 
     def estimate_tokens(self) -> int:
         """See `Work`."""
