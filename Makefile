@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do $$p -c '
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install serve test test-gpu check fmt bench docs
+.PHONY: install serve test test-gpu chaos check fmt bench docs
 
 install: $(STAMP)
 
@@ -21,6 +21,9 @@ test: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+chaos: $(STAMP)
+	$(BIN)/python -m pytest -q -rP -m chaos tests/chaos $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests bench && $(BIN)/ruff format --check src tests bench && $(BIN)/mypy && $(BIN)/lint-imports

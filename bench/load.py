@@ -3,9 +3,11 @@
     python bench/load.py closed --port 7997 --bodies bodies.jsonl --connections 32 --seconds 20
     python bench/load.py closed --port 7997 --bodies bodies.jsonl --connections 32 --count 20000
     python bench/load.py beside --port 7997 --bulk bulk.jsonl --bodies query.jsonl --seconds 20
+    python bench/load.py open --port 7997 --bodies bodies.jsonl --rate 4000 --connections 512 --seconds 20
 
 `closed` keeps every connection busy with one request at a time; `beside` sends a short query over and over
-while requests of many texts run on another connection. Each prints one line of JSON.
+while requests of many texts run on another connection; `open` sends at a fixed rate, whatever is answered.
+Each prints one line of JSON.
 
 A closed loop stops sending after its time, **waits for what is in flight** and divides all answers by the
 time of the last one. A generator that hangs up instead (wrk does) loses up to one request per connection,
@@ -22,7 +24,9 @@ import json
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,7 @@ class Connection(asyncio.Protocol):
         self.head = b""
         self.left = -1
         self.status = 0
+        self.has_retry_after = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -57,6 +62,7 @@ class Connection(asyncio.Protocol):
             if mark < 0:
                 raise RuntimeError("the answer has no Content-Length")
             self.status = int(head[9:12])
+            self.has_retry_after = b"\r\nretry-after:" in head
             self.left = int(head[mark + 15 :].split(b"\r", 1)[0])
             self.left -= len(self.head) - end - 4
             self.head = b""
@@ -141,6 +147,84 @@ async def closed_loop(
     return summary(latencies, took, failed)
 
 
+@dataclass
+class Tally:
+    """Answers of an open loop: seconds by what they were.
+
+    Attributes:
+        accepted, rejected: latencies of 200 and 429.
+        others: how many answers had each other status; 0 is a broken connection.
+        num_without_retry_after: 429s that do not say when to come back.
+        num_unsent: requests that were due while every connection was busy.
+        lag: how late the last request of each turn was sent.
+    """
+
+    accepted: list[float] = field(default_factory=list)
+    rejected: list[float] = field(default_factory=list)
+    others: dict[int, int] = field(default_factory=dict)
+    num_without_retry_after: int = 0
+    num_unsent: int = 0
+    lag: list[float] = field(default_factory=list)
+
+    def count(self, connection: Connection, status: int, seconds: float) -> None:
+        if status == 200:
+            self.accepted.append(seconds)
+        elif status == 429:
+            self.rejected.append(seconds)
+            self.num_without_retry_after += not connection.has_retry_after
+        else:
+            self.others[status] = self.others.get(status, 0) + 1
+
+
+async def open_loop(
+    port: int, path: str, bodies: Path, connections: int, seconds: float, rate: float
+) -> dict[str, Any]:
+    """Send `rate` requests per second for `seconds`, whether or not they are answered, then wait for all.
+
+    What has not been answered when the sending ends is waited for, and does not count as goodput.
+    """
+    source = cycle(requests_of(bodies, port, path))
+    idle = deque([await connect(port) for _ in range(connections)])
+    tally, flying = Tally(), set[asyncio.Task[None]]()
+
+    async def guest(connection: Connection, request: bytes) -> None:
+        sent = time.perf_counter()
+        status = await connection.send(request)
+        tally.count(connection, status, time.perf_counter() - sent)
+        idle.append(connection if connection.transport is not None else await connect(port))
+
+    start = time.perf_counter()
+    num_due = 0
+    while (now := time.perf_counter() - start) < seconds:
+        due = int(now * rate)
+        while num_due < due:
+            num_due += 1
+            if not idle:
+                tally.num_unsent += 1
+                continue
+            task = asyncio.ensure_future(guest(idle.popleft(), next(source)))
+            flying.add(task)
+            task.add_done_callback(flying.discard)
+        tally.lag.append(time.perf_counter() - start - now)
+        await asyncio.sleep(0.002)
+    num_answered, took = len(tally.accepted), time.perf_counter() - start
+    await asyncio.gather(*flying)
+    for connection in idle:
+        if connection.transport is not None:
+            connection.transport.close()
+    return {
+        "requests": num_due,
+        "seconds": round(took, 3),
+        "goodput_per_second": round(num_answered / took, 3),
+        "unsent": tally.num_unsent,
+        "others": tally.others,
+        "without_retry_after": tally.num_without_retry_after,
+        "lag_p99_ms": percentile(tally.lag, 0.99),
+        "accepted": summary(tally.accepted, took, 0),
+        "rejected": summary(tally.rejected, took, 0),
+    }
+
+
 async def beside(
     port: int, path: str, bulk: Path, query: Path, seconds: float, pause: float
 ) -> dict[str, Any]:
@@ -195,7 +279,7 @@ def run_loop(main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=["closed", "beside"])
+    parser.add_argument("mode", choices=["closed", "beside", "open"])
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", default="/embeddings")
     parser.add_argument("--bodies", type=Path, required=True)
@@ -203,10 +287,13 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--count", type=int)
+    parser.add_argument("--rate", type=float, default=100.0, help="requests per second in `open`")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between queries in `beside`")
     a = parser.parse_args()
     if a.mode == "beside":
         result = run_loop(beside(a.port, a.path, a.bulk, a.bodies, a.seconds or 10, a.pause))
+    elif a.mode == "open":
+        result = run_loop(open_loop(a.port, a.path, a.bodies, a.connections, a.seconds or 10, a.rate))
     else:
         result = run_loop(closed_loop(a.port, a.path, a.bodies, a.connections, a.seconds, a.count))
     used = resource.getrusage(resource.RUSAGE_SELF)

@@ -36,6 +36,9 @@ Messages name the value, the limit and the remedy. This module knows nothing of 
 
 from __future__ import annotations
 
+# Of what a library says. transformers lists its 500 architectures where it knows none of them.
+_MAX_CHARS = 300
+
 
 class ServingError(Exception):
     """Base of all errors that Hilbert raises on purpose.
@@ -230,3 +233,9 @@ class WorkerLost(EngineError):
     status = 503
     code = "worker_lost"
     retryable = True
+
+
+def in_short(error: BaseException) -> str:
+    """What a library says went wrong, without its lists of all that it knows: at most 300 characters."""
+    text = str(error).partition("\n")[0] or type(error).__name__
+    return text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]} …"

@@ -18,6 +18,11 @@ else:
     _Stream = logging.StreamHandler
 
 
+# What would end a line, or move a terminal's cursor.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+_CONTROLS |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
 class LineFormatter(logging.Formatter):
     """``2026-11-21 11:35:57,123 INFO hilbert.access: …``.
 
@@ -29,6 +34,11 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._second = -1
         self._shown = ""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line, whatever a client has put into a name or a path. Tracebacks follow it as they are."""
+        record.message = record.message.translate(_CONTROLS)
+        return super().formatMessage(record)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """Local time to the millisecond."""

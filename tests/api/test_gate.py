@@ -117,7 +117,7 @@ def test_every_route_that_computes_counts_its_tokens(serve, keys_file: Path) -> 
     seen, used = 0, 0.0
     for path, operations in paths.items():
         body = operations.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json")
-        if body is None or path.startswith("/admin/"):
+        if body is None or path.startswith("/admin/") or path.endswith("tokenize"):
             continue
         reply = server.post(
             path.replace("{id}", server.model.name), body["example"], headers=bearer("tok_alice")
@@ -149,7 +149,7 @@ def test_a_key_for_some_models_only(serve, keys_file: Path) -> None:
             body = content["application/json"]["example"] | {"model": "large"}
             reply = server.post(path.replace("{id}", "large"), body, headers=bearer("tok_1"))
             assert reply.status_code == 403, path
-            assert ask(path.replace("{id}", "large"), body, "tok_2") in (200, 400, 424)
+            assert ask(path.replace("{id}", "large"), body, "tok_2") in (200, 400)
             seen += 1
     assert seen > 10
 

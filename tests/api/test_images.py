@@ -253,3 +253,17 @@ def test_the_async_client_too(eyes):
             return await client.embed([RAW], modality="image")
 
     close(asyncio.run(story()), seen(RAW, D))
+
+
+def test_one_object_alone_is_one_input(eyes, ears):
+    for given in (
+        {"type": "image_url", "image_url": {"url": DATA}},
+        {"image": BASE64},
+        {"image_base64": DATA},
+    ):
+        close(rows(eyes.post("/v1/embeddings", {"model": "m", "input": given})), seen(RAW, D))
+    sound = {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}}
+    for given in (sound, [sound], {"audio": BASE64}):
+        close(rows(ears.post("/v1/embeddings", {"model": "m", "input": given})), seen(RAW, D))
+    told = eyes.post("/v1/embeddings", {"input": sound}).json()
+    assert told["error"]["message"].startswith("input[0] is audio; the model")

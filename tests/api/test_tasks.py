@@ -16,7 +16,7 @@ import hilbert
 from hilbert.api.classify import Classification
 from hilbert.api.cohere.protocol import CohereError, Ranking
 from hilbert.api.infinity.protocol import FormError, InfinityRanking
-from hilbert.api.openai.protocol import EmbeddingList, ErrorBody, SparseEmbeddingList
+from hilbert.api.openai.protocol import EmbeddingList, ErrorBody, SharedError, SparseEmbeddingList
 from hilbert.api.sie.protocol import Encoded, SieError
 from hilbert.core import EmbedRequest, OutputDtype, OutputType, Task, quantize
 from hilbert.errors import UnsupportedTask
@@ -222,6 +222,7 @@ def test_classify(classifier, processor, route):
         ({"input": []}, "empty list"),
         ({"input": [1]}, "input[0]"),
         ({"input": ["a"] * 2049}, "2049"),
+        ({"input": "a", "labels": ["x", "y"]}, "zero-shot"),
     ],
 )
 def test_a_classify_body_of_the_wrong_form(classifier, body, word):
@@ -236,7 +237,8 @@ def test_the_wrong_task_says_what_the_model_can_do(server, classifier):
             assert "does not support" in message and "It can: embed, rerank" in message
     for route in ("embeddings", "embeddings/colbert", "embeddings_sparse"):
         reply = classifier.post(f"/v1/{route}", {"input": "a"})
-        assert fits(reply, ErrorBody, 400)["error"]["code"] == "unsupported_task"
+        body_type = SharedError if route == "embeddings" else ErrorBody
+        assert fits(reply, body_type, 400)["error"]["code"] == "unsupported_task"
 
 
 # -- vectors ----------------------------------------------------------------------------------------
@@ -279,7 +281,7 @@ def test_late_interaction_models_answer_token_vectors_on_embeddings(processor, s
         short = server.post("/v1/embeddings", {"input": "a", "dimensions": 2}).json()["data"][0]
         assert short["shape"] == [3, 2]
         for field, value in (("encoding_format", "bytes"), ("dimensions", 5)):
-            told = fits(server.post("/v1/embeddings", {"input": "a", field: value}), ErrorBody, 400)
+            told = fits(server.post("/v1/embeddings", {"input": "a", field: value}), SharedError, 400)
             assert told["error"]["param"] == field
 
 
@@ -387,7 +389,7 @@ def test_output_dtype_in_every_encoding(server, dtype):
 
 
 def test_an_unknown_output_dtype_is_refused(server):
-    told = fits(server.post("/v1/embeddings", {"input": "a", "output_dtype": "int4"}), ErrorBody, 400)
+    told = fits(server.post("/v1/embeddings", {"input": "a", "output_dtype": "int4"}), SharedError, 400)
     assert told["error"]["param"] == "output_dtype" and "ubinary" in told["error"]["message"]
     assert server.post("/v1/embeddings", {"input": "a", "output_dtype": "float"}).status_code == 200
 

@@ -94,6 +94,33 @@ def test_a_build_that_fails_leaves_nothing(store: ArtifactStore, tmp_path: Path)
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
+def test_what_a_killed_builder_left_is_swept_and_what_is_being_built_is_not(
+    store: ArtifactStore, spec: ModelSpec, tmp_path: Path
+) -> None:
+    code = (
+        "import os, sys\nfrom hilbert.hub.artifacts import ArtifactStore\n"
+        "with ArtifactStore(sys.argv[1]).building('key') as work:\n"
+        "    (work / 'model.bin').write_bytes(b'half')\n    print(work.name, flush=True)\n    input()\n"
+    )
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    living, killed = (builder.stdout.readline().strip() for builder in builders)  # type: ignore[union-attr]
+    builders[1].kill()
+    builders[1].wait()
+    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {living, killed}
+    build(store, "key", spec)
+    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {living, "key"}
+    for builder in builders:
+        builder.communicate("\n")
+
+
 def test_the_second_of_two_builders_takes_the_first_ones(store: ArtifactStore, spec: ModelSpec) -> None:
     with store.building("key") as mine, store.building("key") as theirs:
         for work in (mine, theirs):

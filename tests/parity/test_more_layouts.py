@@ -315,3 +315,11 @@ def test_scores_are_computed_in_float32_in_a_bf16_graph(tmp_path: Path) -> None:
     exact = differences["float32"]
     assert np.abs(exact).min() > 1e-4
     assert np.abs(differences["bfloat16"] - exact).max() < 0.15 * np.abs(exact).max()
+
+
+def test_what_nobody_can_load_is_refused_in_few_words(tmp_path: Path) -> None:
+    folder = tiny_model("bert", tmp_path / "model")
+    change(folder / "config.json", model_type="colqwen2", architectures=["Unheard"])
+    with pytest.raises(UnsupportedArchitecture, match="transformers cannot load it: Unrecognized") as caught:
+        Model(str(folder), device="cpu")
+    assert "nor can sentence-transformers" in caught.value.message and len(caught.value.message) < 1000

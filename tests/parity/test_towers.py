@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from hilbert.core import Media, Modality
+from hilbert.core import Media, Modality, Task
+from hilbert.errors import ModelUnavailable
+from hilbert.hub import resolve
 from hilbert.models.local import Model
-from hilbert.testing.towers import tiny_dual
+from hilbert.testing.towers import tiny_dual, tiny_retriever
 
 TEXTS = ["a", "the little river in winter", "hotel guest, sentence. Query!", " ".join(["music"] * 40)]
 RATE = 8000
@@ -241,3 +244,27 @@ def test_other_dual_models_run_through_sentence_transformers(engine: str, tmp_pa
         row = model.embed_image(large)[0]
         own = theirs.encode([Image.open(io.BytesIO(large))])[0]
         assert float(row @ own) / float(np.linalg.norm(row) * np.linalg.norm(own)) > 0.999
+
+
+@pytest.mark.parametrize("family", ["colpali", "colqwen2"])
+def test_visual_late_interaction_runs_through_sentence_transformers(family: str, tmp_path: Path) -> None:
+    from sentence_transformers import MultiVectorEncoder
+
+    folder = tiny_retriever(family, tmp_path / "model")
+    theirs = MultiVectorEncoder(str(folder), device="cpu")
+    queries = [*TEXTS[:3], " two  spaces\n", "one more guest moves on, " * 40]
+    files = [image_file(84, 56), image_file(40, 90)]
+    pages = [Image.open(io.BytesIO(data)) for data in files]
+    with serve(folder, "openvino", tmp_path / "cache") as model:
+        assert model.info.program == "sentence-transformers" and model.spec.task is Task.MULTI_EMBED
+        assert model.spec.modalities == (Modality.TEXT, Modality.IMAGE)
+        media = [Media(Modality.IMAGE, data) for data in files]
+        ours = model.embed_multivector([media[0], *queries, media[1]])
+        own = theirs.encode_document(pages, batch_size=1)
+        expected = [own[0], *theirs.encode_query(queries, batch_size=1), own[1]]
+        for mine, reference in zip(ours, expected, strict=True):
+            close(mine, reference.numpy())
+    change = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(change | {"model_type": "colmodernvbert"}))
+    with pytest.raises(ModelUnavailable, match="'colmodernvbert' are not served; colpali, colqwen2 are"):
+        resolve(str(folder))

@@ -6,23 +6,25 @@ One function from request to reply, with no middleware in between (each `BaseHTT
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hilbert.api.admin import admin_routes
 from hilbert.api.call import Call, ClientGone, Receive, Reply, Scope, Send, send_reply
-from hilbert.api.cohere import cohere_routes
+from hilbert.api.cohere import cohere_routes, cohere_v2_routes
 from hilbert.api.gate import Gate
 from hilbert.api.infinity import infinity_routes
 from hilbert.api.infinity.errors import InfinityDialect
+from hilbert.api.jina import jina_routes
 from hilbert.api.openai import openai_routes
 from hilbert.api.openai.errors import OpenAIDialect
 from hilbert.api.routing import Dialect, Route, Router
 from hilbert.api.service import service_routes
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie import sie_routes
-from hilbert.api.tei import tei_rerank, tei_routes
+from hilbert.api.voyage import voyage_routes
 from hilbert.errors import EngineError, ServingError
 from hilbert.models import Registry
 from hilbert.observability import Metrics
@@ -57,10 +59,12 @@ def create_app(
     for base in openai_bases:
         routes += openai_routes(models, settings, base)
         routes += cohere_routes(models, settings, base)
+        routes += jina_routes(models, settings, base)
+        routes += voyage_routes(models, settings, base)
     for base in bases:
+        routes += cohere_v2_routes(models, settings, f"{base}/v2")
         routes += sie_routes(models, settings, base)
-        routes += infinity_routes(models, settings, base, [tei_rerank(models, settings)])
-        routes += tei_routes(models, settings, base)
+        routes += infinity_routes(models, settings, base)
     routes += admin_routes(models, settings, read_config)
     gate = Gate(settings)
     metrics = metrics or Metrics(lambda: [m.metrics for m in models.list()])
@@ -146,7 +150,8 @@ class App:
         by_method, call.tail = found
         route = by_method.get(call.method)
         if route is None:
-            return self._dialect_of(call.path).wrong_method(call, ", ".join(sorted(by_method)))
+            dialect = next(iter(by_method.values())).dialect
+            return dialect.wrong_method(call, ", ".join(sorted(by_method)))
         try:
             visit = None if route.is_open else self._gate.enter(call)
             if visit is None:
@@ -158,13 +163,13 @@ class App:
         except ServingError as error:
             if error.status >= 500:
                 logger.warning("request %s: %s: %s", call.request_id.decode(), error.code, error.message)
-            return (call.dialect or route.dialect).error(error)
-        except ClientGone:
+            return route.dialect.error(error)
+        except (ClientGone, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception:
+        except BaseException:  # the panic of a native library is no Exception
             request_id = call.request_id.decode()
             logger.exception("request %s failed unexpectedly: %s %s", request_id, call.method, call.path)
-            return (call.dialect or route.dialect).error(
+            return route.dialect.error(
                 EngineError(
                     f"Internal error. The server's log has the details under request id {request_id}."
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import orjson
@@ -26,6 +26,7 @@ class ClassifyBody(msgspec.Struct, kw_only=True):
     model: Annotated[str | None, about("The served model's name; with one model any name is accepted.")] = (
         None
     )
+    labels: Annotated[Any, about("Refused: a model has the classes that it was trained for.")] = None
     raw_scores: Annotated[bool | None, about("Logits instead of probabilities (default false).")] = None
     truncate: Annotated[
         bool | None, about("Cut inputs to the model's length (default); false refuses longer ones.")
@@ -83,6 +84,13 @@ class ClassifyRoute:
 
     def _parse(self, raw: bytes) -> _Order:
         body = _decoder.decode(raw)
+        if body.labels is not None:
+            raise MalformedRequest(
+                "`labels` asks for classes of the request's own (Jina's zero-shot classification), which is "
+                "not served; leave it out for the model's own classes, or compare embeddings of texts and "
+                "labels.",
+                param="labels",
+            )
         if not body.input and body.input != "":
             what = "is missing" if body.input is None else "is an empty list"
             raise MalformedRequest(f"`input` {what}; send {_INPUT_FORMS}.", param="input")
@@ -93,7 +101,7 @@ class ClassifyRoute:
                 "(--max-client-batch-size).",
                 param="input",
             )
-        request = ClassifyRequest(inputs, body.raw_scores is True, body.truncate)
+        request = ClassifyRequest(inputs, body.raw_scores is True, body.truncate is not False)
         return _Order(body.model, request)
 
     def _write(self, result: ClassifyResult, model: str) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from hilbert.api.call import Call
-from hilbert.core import Task
+from hilbert.core import EmbedRequest, EncodeResult, Task
 from hilbert.errors import Forbidden
 from hilbert.models import Registry, ServedModel
 from hilbert.models.offload import offload
@@ -26,11 +26,7 @@ async def parsed(call: Call, max_bytes: int, parse: Callable[[bytes], Parsed]) -
     Raises:
         ClientError: the body is too large, or `parse` refused it.
     """
-    return await read(await call.body(max_bytes), parse)
-
-
-async def read(raw: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
-    """A body that is here already, likewise."""
+    raw = await call.body(max_bytes)
     return parse(raw) if len(raw) < _INLINE_BODY_BYTES else await offload(parse, raw)
 
 
@@ -51,6 +47,18 @@ async def model_for(call: Call, models: Registry, name: str | None, task: Task) 
                 param="model",
             )
     return await models.take(name, task, call.prefix)
+
+
+async def embedded(
+    call: Call, models: Registry, name: str | None, request: EmbedRequest, task: Task = Task.EMBED
+) -> tuple[ServedModel, EncodeResult]:
+    """The model that a request means, and what it makes of inputs which say themselves what they are.
+
+    Raises:
+        ServingError: as `model_for`, or the model refused an input.
+    """
+    model = await model_for(call, models, name, task)
+    return model, await call.unless_gone(model.encode(request))
 
 
 async def written(num_numbers: int, write: Callable[P, Parsed], *args: P.args, **kwargs: P.kwargs) -> Parsed:

@@ -40,18 +40,36 @@ class Source(msgspec.Struct):
     url: Annotated[str, about("An http(s) URL or a data URI.")]
 
 
+class Sound(msgspec.Struct):
+    """A sound as OpenAI's chat takes it."""
+
+    data: Annotated[str, about("The file in base64.")]
+    format: Annotated[str | None, about("Ignored: files say themselves what they are.")] = None
+
+
 class Part(msgspec.Struct, kw_only=True):
     """One input as an object: a text, an image or a sound."""
 
-    type: Annotated[str | None, about("`text`, `image_url` or `audio_url`; not needed.")] = None
+    type: Annotated[str | None, about("`text`, `image_url`, `audio_url` or `input_audio`; not needed.")] = (
+        None
+    )
     text: str | None = None
     image_url: str | Source | None = None
     audio_url: str | Source | None = None
+    input_audio: Sound | None = None
     image: Annotated[str | None, about("As `image_url`; base64, too.")] = None
+    image_base64: Annotated[str | None, about("A data URI, or base64 alone.")] = None
+    audio: Annotated[str | None, about("As `audio_url`; base64, too.")] = None
+
+
+class Contents(msgspec.Struct):
+    """One input as a list of pieces, of which a model that makes one vector of one thing takes one."""
+
+    content: str | list[Part]
 
 
 Item = str | int | list[int] | Part
-Given = str | list[Item] | None
+Given = str | list[Item] | Part | None
 
 
 def to_modality(name: str | None) -> Modality | None:
@@ -71,7 +89,7 @@ def to_inputs(value: Given, max_inputs: int, modality: Modality | None = None) -
     Raises:
         MalformedRequest: none, too many, a mixture of texts and token ids, or an object that says nothing.
     """
-    if isinstance(value, str):
+    if isinstance(value, str | Part):
         value = [value]
     if value is None:
         raise MalformedRequest(f"`input` is missing; send {INPUT_FORMS}.", param="input")
@@ -105,8 +123,49 @@ def _check_kinds(items: list[Item]) -> None:
             )
 
 
+def to_content_inputs(items: Sequence[Contents], field: str, max_inputs: int) -> tuple[Input, ...]:
+    """Inputs that are lists of pieces, each of one piece.
+
+    Raises:
+        MalformedRequest: there is none, there are too many, or one has no piece, or several.
+    """
+    check_number(items, field, max_inputs)
+    found: list[Input] = []
+    for index, item in enumerate(items):
+        if isinstance(item.content, str):
+            found.append(item.content)
+            continue
+        if len(item.content) != 1:
+            raise MalformedRequest(
+                f"{field}[{index}] has {len(item.content)} pieces; the models served here make one vector of "
+                "one text, one image or one sound. Send each piece as an input of its own.",
+                param=field,
+                index=index,
+            )
+        found.append(_part(item.content[0], index))
+    return tuple(found)
+
+
+def check_number(items: Sequence[object] | None, field: str, max_items: int) -> None:
+    """Refuse a list that is missing, empty or too long.
+
+    Raises:
+        MalformedRequest: it is.
+    """
+    if not items:
+        what = "is missing" if items is None else "is an empty list"
+        raise MalformedRequest(f"`{field}` {what}; send at least one.", param=field)
+    if len(items) > max_items:
+        raise MalformedRequest(
+            f"`{field}` has {len(items)} items; one request may have {max_items} (--max-client-batch-size).",
+            param=field,
+        )
+
+
 def named_places(value: Given) -> frozenset[int]:
     """The places of the inputs that say themselves what they are."""
+    if isinstance(value, Part):
+        return frozenset((0,))
     if not isinstance(value, list):
         return frozenset()
     return frozenset(index for index, item in enumerate(value) if isinstance(item, Part))
@@ -180,13 +239,22 @@ def _part(part: Part, index: int) -> Input:
     for modality, given in (
         (Modality.IMAGE, part.image_url),
         (Modality.AUDIO, part.audio_url),
+        (Modality.AUDIO, part.input_audio),
         (Modality.IMAGE, part.image),
+        (Modality.IMAGE, part.image_base64),
+        (Modality.AUDIO, part.audio),
     ):
         if given is not None:
-            return MediaRef(modality, given.url if isinstance(given, Source) else given)
+            return MediaRef(modality, _source(given))
     raise MalformedRequest(
         f"input[{index}] is an object without `text`, `image_url` or `audio_url`.", param="input", index=index
     )
+
+
+def _source(given: str | Source | Sound) -> str:
+    if isinstance(given, str):
+        return given
+    return given.url if isinstance(given, Source) else given.data
 
 
 def _tokens(ids: list[int], index: int) -> IntArray:

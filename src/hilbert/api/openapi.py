@@ -12,17 +12,17 @@ from hilbert import __version__
 from hilbert.api.admin import ModelBody
 from hilbert.api.classify import ClassifyBody
 from hilbert.api.cohere.errors import CohereDialect
-from hilbert.api.cohere.protocol import CohereError
+from hilbert.api.cohere.protocol import CohereEmbedBody, CohereError, DetokenizeBody, TokenizeBody
 from hilbert.api.infinity.errors import InfinityDialect
 from hilbert.api.infinity.protocol import FormError, InfinityEmbeddingsBody
-from hilbert.api.openai.protocol import EmbeddingsBody, ErrorBody
+from hilbert.api.openai.errors import SharedDialect
+from hilbert.api.openai.protocol import EmbeddingsBody, ErrorBody, SharedError
 from hilbert.api.rerank import RerankBody
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie.errors import SieDialect
 from hilbert.api.sie.protocol import EncodeBody, ScoreBody, SieError
-from hilbert.api.tei import protocol as tei
-from hilbert.api.tei.errors import TeiDialect
+from hilbert.api.voyage.protocol import ContextualizedBody, MultimodalBody
 
 _REF = "#/components/schemas/{name}"
 
@@ -36,27 +36,19 @@ _FAILURES = {
     "500": "The model failed on this input",
     "503": "Loading, recovering, shutting down, or too late; see Retry-After",
 }
-_TEI_FAILURES = {
-    "400": "An input is empty",
-    "422": "The body has the wrong form, or a value or an input is refused",
-    "424": "The model cannot do this, or failed on this input",
-}
 _TEXTS = ["Hilbert's hotel always has room.", "One more guest."]
 _EXAMPLES: dict[Any, dict[str, Any]] = {
     EmbeddingsBody: {"model": "default", "input": _TEXTS},
     InfinityEmbeddingsBody: {"model": "default", "input": _TEXTS},
+    CohereEmbedBody: {"model": "default", "texts": _TEXTS, "embedding_types": ["float"]},
+    TokenizeBody: {"model": "default", "text": _TEXTS[0]},
+    DetokenizeBody: {"model": "default", "tokens": [2178, 2062, 4113]},
+    MultimodalBody: {"model": "default", "inputs": [{"content": [{"type": "text", "text": _TEXTS[0]}]}]},
+    ContextualizedBody: {"model": "default", "inputs": [_TEXTS]},
     ClassifyBody: {"model": "default", "input": _TEXTS},
     ModelBody: {"model": "default"},
     RerankBody: {"model": "default", "query": "Where is room?", "documents": _TEXTS, "top_n": 1},
     ScoreBody: {"query": {"text": "Where is room?"}, "items": [{"id": "a", "text": _TEXTS[0]}]},
-    tei.TeiEmbedBody: {"inputs": _TEXTS},
-    tei.TeiTokenVectorsBody: {"inputs": _TEXTS},
-    tei.TeiPredictBody: {"inputs": [["One text."], ["A text", "and its pair."]]},
-    tei.TeiSimilarityBody: {"inputs": {"source_sentence": "Where is room?", "sentences": _TEXTS}},
-    tei.TeiTokenizeBody: {"inputs": _TEXTS},
-    tei.TeiDecodeBody: {"ids": [101, 102]},
-    tei.TeiVertexBody: {"instances": [{"inputs": _TEXTS[0]}]},
-    tei.TeiAnyBody: {"inputs": _TEXTS},
     EncodeBody: {"items": [{"id": "a", "text": _TEXTS[0]}], "params": {"output_types": ["dense"]}},
 }
 
@@ -66,7 +58,8 @@ def document(routes: Iterable[Route], settings: ApiSettings, prefix: str = "") -
     documented = [route for route in routes if route.summary]
     types = {t for route in documented for t in (route.request, route.response) if t is not None}
     errors = {_error_type(route) for route in documented} | {FormError}
-    _, schemas = msgspec.json.schema_components(sorted(types | errors, key=repr), ref_template=_REF)
+    ordered = sorted(types | errors, key=lambda t: t.__name__)
+    _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for route in documented:
         path = route.path.removesuffix("*") + ("{id}" if route.path.endswith("*") else "")
@@ -79,7 +72,8 @@ def document(routes: Iterable[Route], settings: ApiSettings, prefix: str = "") -
             "title": "Hilbert",
             "version": __version__,
             "description": "Embeddings, reranking and classification over HTTP. `/v1` speaks OpenAI's "
-            "dialect (`/v1/rerank` Cohere's, `/v1/encode` SIE's), the bare routes Infinity's and TEI's.",
+            "dialect beside Cohere's, Jina's and Voyage's (`/v1/encode` SIE's), `/v2` Cohere's, the bare "
+            "routes Infinity's.",
         },
         "servers": [{"url": settings.proxy_root_path.rstrip("/") + prefix or "/"}],
         "paths": paths,
@@ -124,8 +118,6 @@ def _success(route: Route) -> dict[str, Any]:
 def _failures(route: Route) -> dict[str, Any]:
     error = {"application/json": _json(_error_type(route))}
     failures: dict[str, Any] = {s: {"description": d, "content": error} for s, d in _FAILURES.items()}
-    if isinstance(route.dialect, TeiDialect):
-        failures |= {s: {"description": d, "content": error} for s, d in _TEI_FAILURES.items()}
     if isinstance(route.dialect, InfinityDialect):
         del failures["404"]
         for status in ("401", "413"):
@@ -135,7 +127,7 @@ def _failures(route: Route) -> dict[str, Any]:
             "content": {"application/json": _json(FormError)},
         }
     if route.request is None:
-        for status in ("400", "413", "422", "424", "429", "500", "503"):
+        for status in ("400", "413", "422", "429", "500", "503"):
             failures.pop(status, None)
     return failures
 
@@ -144,11 +136,10 @@ def _error_type(route: Route) -> Any:
     """The body of this route's errors."""
     if isinstance(route.dialect, CohereDialect):
         return CohereError
-    if isinstance(route.dialect, TeiDialect):
-        return tei.TeiError
+    if isinstance(route.dialect, SharedDialect):
+        return SharedError
     return SieError if isinstance(route.dialect, SieDialect) else ErrorBody
 
 
 def _json(type_: Any) -> dict[str, Any]:
-    (schema,), _ = msgspec.json.schema_components([type_], ref_template=_REF)
-    return {"schema": schema}
+    return {"schema": {"$ref": _REF.format(name=type_.__name__)}}

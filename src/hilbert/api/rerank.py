@@ -1,4 +1,8 @@
-"""Reranking over HTTP: the body that all dialects share, and the route; each dialect writes its answer."""
+"""Reranking over HTTP: the body that all dialects share, and the route; each dialect writes its answer.
+
+The body has the words of Cohere, Jina, Infinity and Voyage. Voyage shares `/v1/rerank` with the others and
+wants another answer: a request is Voyage's that has `top_k` or `truncation` and no `top_n`.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,12 @@ class RerankBody(msgspec.Struct, kw_only=True):
         None
     )
     top_n: Annotated[int | None, about("Return only so many of the best, 1 or more.")] = None
+    top_k: Annotated[
+        int | msgspec.UnsetType | None,
+        about(
+            "Voyage's `top_n`. A request that has it, even null, and no `top_n` is answered as Voyage does."
+        ),
+    ] = msgspec.UNSET
     return_documents: Annotated[bool | None, about("Send the documents back, too (default false).")] = None
     raw_scores: Annotated[
         bool | None,
@@ -46,6 +56,15 @@ class RerankBody(msgspec.Struct, kw_only=True):
     truncate: Annotated[
         bool | None, about("Cut texts to the model's length (default); false refuses longer ones.")
     ] = None
+    truncation: Annotated[bool | msgspec.UnsetType | None, about("Voyage's `truncate`.")] = msgspec.UNSET
+    max_tokens_per_doc: Annotated[
+        int | None, about("Read only so many tokens of each document, 1 or more.")
+    ] = None
+    max_doc_length: Annotated[int | None, about("Another name for `max_tokens_per_doc` (Jina).")] = None
+    rank_fields: Annotated[
+        list[str] | None,
+        about("Of documents that are objects: the fields to read, in this order (default `text` alone)."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +73,14 @@ class RerankOrder:
 
     Attributes:
         documents: as they came.
+        is_voyage: the request is in Voyage's words.
     """
 
     model: str | None
     request: RerankRequest
     documents: list[Text]
     returns_documents: bool
+    is_voyage: bool
 
 
 _decoder = BodyDecoder(RerankBody, {"documents": _DOCUMENT_FORMS})
@@ -105,19 +126,24 @@ class RerankRoute:
                 "(--max-client-batch-size).",
                 param="documents",
             )
-        if body.top_n is not None and body.top_n < 1:
-            raise MalformedRequest(
-                f"`top_n` is {body.top_n}; it must be 1 or more, or left out for all.", param="top_n"
-            )
+        max_tokens = body.max_doc_length if body.max_tokens_per_doc is None else body.max_tokens_per_doc
+        top_k = None if body.top_k is msgspec.UNSET else body.top_k
+        for field, value in (("top_n", body.top_n), ("top_k", top_k), ("max_tokens_per_doc", max_tokens)):
+            if value is not None and value < 1:
+                raise MalformedRequest(
+                    f"`{field}` is {value}; it must be 1 or more, or left out for all.", param=field
+                )
+        is_voyage = body.top_n is None and not (body.top_k is body.truncation is msgspec.UNSET)
         request = RerankRequest(
             _text(body.query, "query", None),
-            tuple([_text(item, "documents", index) for index, item in enumerate(documents)]),
-            body.top_n,
+            tuple([_text(item, "documents", i, body.rank_fields) for i, item in enumerate(documents)]),
+            top_k if body.top_n is None else body.top_n,
             Scale.RAW if body.raw_scores else Scale.SIGMOID,
-            body.truncate,
+            body.truncate is not False and body.truncation is not False,
             prompt=body.prompt,
+            max_document_tokens=max_tokens,
         )
-        return RerankOrder(body.model, request, documents, body.return_documents is True)
+        return RerankOrder(body.model, request, documents, body.return_documents is True, is_voyage)
 
 
 def warning_headers(result: RerankResult) -> tuple[tuple[bytes, bytes], ...]:
@@ -130,10 +156,24 @@ def scored(result: RerankResult) -> Iterator[tuple[int, float]]:
     return zip(result.indices.tolist(), short_floats(result.scores), strict=True)
 
 
-def _text(item: Text, field: str, index: int | None) -> str:
-    """The text of a query or a document."""
+def text_of(document: Text) -> str:
+    """A document as a text, to be sent back."""
+    return document if isinstance(document, str) else str(document.get("text", ""))
+
+
+def _text(item: Text, field: str, index: int | None, names: list[str] | None = None) -> str:
+    """The text of a query or a document; of an object its `text`, or the fields named, a line each."""
     if isinstance(item, str):
         return item
+    if names:
+        lines = [str(item[name]) for name in names if item.get(name) is not None]
+        if lines:
+            return "\n".join(lines)
+        raise MalformedRequest(
+            f"{field}[{index}] has none of the fields {', '.join(names)} (rank_fields).",
+            param=field,
+            index=index,
+        )
     text = item.get("text")
     if isinstance(text, str):
         return text

@@ -76,6 +76,24 @@ def token_items(texts: Sequence[NumberArray], encoding: Encoding) -> bytes:
     return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def vector_lists(texts: Sequence[NumberArray], encoding: Encoding) -> bytes:
+    """A JSON list ``[{object, index, embeddings: [vector, …]}, …]``, as Jina writes token vectors.
+
+    Args:
+        texts: N arrays ``[n, E]``, C-contiguous.
+        encoding: with ``"base64"`` each vector is a text of its own.
+    """
+    data = [
+        {
+            "object": "embeddings",
+            "index": i,
+            "embeddings": base64_rows(rows) if encoding == "base64" else rows,
+        }
+        for i, rows in enumerate(texts)
+    ]
+    return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
 def sparse_items(vectors: Sequence[SparseVector]) -> bytes:
     """A JSON list ``[{object, index, embedding: {"<token id>": weight, …}}, …]``, ids ascending."""
     items = b",".join(
@@ -94,6 +112,11 @@ def _members(vector: SparseVector) -> bytes:
     return b",".join(
         map(b'"%s":%s'.__mod__, zip(ids[1:-1].split(b","), weights[1:-1].split(b","), strict=True))
     )
+
+
+def base64_rows(rows: NumberArray) -> list[str]:
+    """Each row's little-endian bytes in base64."""
+    return [_base64(row).decode() for row in rows]
 
 
 def _base64(row: NumberArray) -> bytes:

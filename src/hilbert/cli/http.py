@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,12 +61,13 @@ class HttpSettings:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself would wait for headers for ever, and collect them without end."""
+    """uvicorn's protocol, which by itself would collect headers without end and wait for clients for ever."""
 
     _header_seconds: float
     _is_in_headers = True
     _num_header_bytes = 0
     _header_timer: asyncio.TimerHandle | None = None
+    _reader_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         """A client has come; its first request is due."""
@@ -75,6 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
         self._stop_timer()
+        self._stop_reader_timer()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -94,7 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._num_header_bytes += len(data)
         if self._is_in_headers and self._num_header_bytes > _MAX_HEADER_BYTES:
             self.transport.write(_TOO_LARGE)
-            self.transport.close()
+            self._close()
         if not self._is_in_headers:
             self._stop_timer()
         elif self._header_timer is None:
@@ -109,7 +112,70 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             if self._num_header_bytes:
                 self.transport.write(_TOO_SLOW)
-            self.transport.close()
+            self._close()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered, or not at all."""
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        """It has read most of its answer."""
+        super().resume_writing()
+        self._stop_reader_timer()
+        if self.transport.is_closing():
+            self._await_reader()
+
+    def on_response_complete(self) -> None:
+        """An answer is written, though perhaps not read."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._await_reader()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is not HTTP."""
+        super().send_400_response(msg)
+        self._await_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """It has sent nothing for long enough; what it is still reading it may read."""
+        super().timeout_keep_alive_handler()
+        self._await_reader()
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._await_reader()
+
+    def _await_reader(self) -> None:
+        """A connection closes when its last byte is sent: give up a client that takes none of them."""
+        if self._reader_timer is None:
+            unread = _num_unread(self.transport)
+            self._reader_timer = self.loop.call_later(self.timeout_keep_alive, self._judge_reader, unread)
+
+    def _judge_reader(self, unread_before: int) -> None:
+        self._reader_timer = None
+        unread = _num_unread(self.transport)
+        if unread >= unread_before > 0:
+            self.transport.abort()
+        elif unread:
+            self._await_reader()
+
+    def _stop_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+
+def _num_unread(transport: asyncio.Transport) -> int:
+    """Bytes that the other side has not taken: in this process, and in the kernel where it tells."""
+    num_bytes = transport.get_write_buffer_size()
+    with contextlib.suppress(ModuleNotFoundError, OSError):
+        import fcntl
+        import termios
+
+        file = transport.get_extra_info("socket").fileno()
+        num_bytes += int.from_bytes(fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return num_bytes
 
 
 class HttpServer(uvicorn.Server):

@@ -39,6 +39,8 @@ _DRAIN_MARGIN_SECONDS = 5.0
 # Finding a model that is on this machine takes less; during a download the port opens after so long.
 _ORDERS_FIRST_SECONDS = 0.25
 _SLOW_START_SECONDS = 2.0
+# Each connection is an open file, and shells allow 1024.
+_MAX_OPEN_FILES = 65_536
 _SLOW_START = (
     "still loading: a first start may trace or convert a model, which takes seconds; "
     "later ones find the result in the cache"
@@ -63,6 +65,7 @@ def serve(
         worker.close()
         worker = None
     log_to_stderr(settings.log_level)
+    _allow_many_files()
     try:
         sock = bind(settings)
     except BadSetting as error:
@@ -209,6 +212,17 @@ class _Server:
     def _on_batch(self, key: str, stats: BatchStats) -> None:
         if self._roster is not None:
             self._roster.on_batch(key, stats)
+
+
+def _allow_many_files() -> None:
+    """Raise this process's own limit as far as it may."""
+    with contextlib.suppress(ModuleNotFoundError, OSError, ValueError):  # Windows has none; others refuse
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+        if soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:

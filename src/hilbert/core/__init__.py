@@ -5,14 +5,12 @@ tokens, ``S`` padded length, ``D`` hidden size, ``E`` embedding size, ``V`` voca
 """
 
 from hilbert.core.calls import (
-    Classified,
     ClassifyRequest,
     ClassifyResult,
     EncodeResult,
     RerankRequest,
     RerankResult,
     Scale,
-    Token,
 )
 from hilbert.core.media import Media, MediaRef, Modality
 from hilbert.core.quantize import OutputDtype, quantize
@@ -28,7 +26,6 @@ from hilbert.core.request import (
     OutputType,
     Request,
     Sequence,
-    Side,
     SparseVector,
     Timing,
 )
@@ -67,7 +64,6 @@ __all__ = [
     "Batch",
     "BatchOutput",
     "ChatSpec",
-    "Classified",
     "ClassifierModule",
     "ClassifyRequest",
     "ClassifyResult",
@@ -96,7 +92,6 @@ __all__ = [
     "RerankResult",
     "Scale",
     "Sequence",
-    "Side",
     "SparseCodeModule",
     "SparseVector",
     "SpladeModule",
@@ -105,7 +100,6 @@ __all__ = [
     "TextProjectionModule",
     "TextTower",
     "Timing",
-    "Token",
     "TokenVectorsModule",
     "TokenWeightsModule",
     "Tower",

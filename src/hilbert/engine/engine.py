@@ -50,6 +50,7 @@ from hilbert.errors import (
     EngineError,
     InvalidInput,
     NonFiniteOutput,
+    OutOfMemory,
     RequestTimeout,
     ServingError,
     ShuttingDown,
@@ -443,6 +444,8 @@ class Engine(Generic[Prepared]):
         """What the caller is told: our own errors as they are, others by an id found in the log."""
         if isinstance(error, ServingError):
             return error
+        if isinstance(error, MemoryError):
+            return OutOfMemory("memory ran out on this input alone; send a shorter one")
         error_id = os.urandom(6).hex()
         logger.error("%s: an input cannot be run, error %s", self.name, error_id, exc_info=error)
         return EngineError(f"the model failed on this input (error {error_id})")

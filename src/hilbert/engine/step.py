@@ -55,6 +55,8 @@ def step(engine: Engine[Any]) -> bool:
         rows = checked_rows(output, work.batch.outputs, len(work.batch.sequences), engine.info)
     except Exception as error:
         engine.isolate(work, error)
+    except BaseException as error:  # a native library's panic, or code of a repository that exits
+        engine.isolate(work, RuntimeError(f"the runtime raised {type(error).__name__}: {error}"))
     else:
         engine.deliver(work, rows)
     return True

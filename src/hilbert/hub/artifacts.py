@@ -151,7 +151,8 @@ class ArtifactStore:
         """
         try:
             self._artifacts.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=self._artifacts))
+            self._sweep()
+            work, lock = self._make_work(key)
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -160,6 +161,7 @@ class ArtifactStore:
             raise self._unwritable(error) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            _close(lock)
 
     def commit(self, key: str, work: Path, spec: ModelSpec, program: dict[str, Any]) -> Path:
         """Publish a built folder under its key, in one rename.
@@ -193,6 +195,23 @@ class ArtifactStore:
             for stale in names:
                 (folder / stale).unlink(missing_ok=True)
         return folder
+
+    def _make_work(self, key: str) -> tuple[Path, int | None]:
+        """A folder to build in, and the file that holds its lock for as long as somebody builds there."""
+        while True:
+            work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=self._artifacts))
+            lock = _lock(work, is_patient=True)
+            if work.exists():  # else it was swept before it was locked
+                return work, lock
+            _close(lock)
+
+    def _sweep(self) -> None:
+        """Remove what builders that were killed have left: work folders that nobody has locked."""
+        for folder in self._artifacts.glob(".*-*"):
+            if (lock := _lock(folder, is_patient=False)) is not None:
+                if any(folder.iterdir()):  # else it may be a grave that is just being dug
+                    shutil.rmtree(folder, ignore_errors=True)
+                _close(lock)
 
     def _unwritable(self, error: OSError) -> ModelError:
         why = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
@@ -253,6 +272,30 @@ def _write_synced(file: Path, content: bytes) -> None:
         with suppress(OSError):
             os.unlink(name)
         raise
+
+
+def _lock(folder: Path, *, is_patient: bool) -> int | None:
+    """Lock a folder until the file that is returned is closed, or this process ends.
+
+    None where that cannot be done: somebody else has it, or the file system knows no locks.
+    """
+    try:
+        import fcntl
+
+        file = os.open(folder, os.O_RDONLY)
+    except (ModuleNotFoundError, OSError):
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def _close(file: int | None) -> None:
+    if file is not None:
+        os.close(file)
 
 
 def _remove(folder: Path) -> None:

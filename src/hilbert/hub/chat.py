@@ -23,6 +23,35 @@ STRUCTURED_SIGNS = ("content[0]", ".type", "'type'", '"type"', "message.content[
 TOKENIZER_ARGUMENTS = frozenset({"padding", "truncation", "max_length", "return_tensors"})
 
 
+# What transformers' processors put around a query: before it, and, ten times, the token behind it.
+_QUERY_FRAMES = {"colpali": ("bos_token", "Question: "), "colqwen2": ("", "Query: ")}
+_QUERY_TEMPLATE = "{{ start }}{{ prefix }}{{ messages[-1].content }}{{ pad_token * 10 }}{{ '\\n' }}"
+
+
+def frame_of_queries(folder: Path, family: str) -> ChatSpec:
+    """What a visual retriever's processor makes of a text: a query, with tokens to think behind it.
+
+    Source: `ColPaliProcessor`, `ColQwen2Processor`.
+
+    Raises:
+        ModelUnavailable: the family is not known, or its tokenizer names no padding.
+    """
+    if family not in _QUERY_FRAMES:
+        known = ", ".join(_QUERY_FRAMES)
+        raise ModelUnavailable(
+            f"{folder}: visual retrievers of the type {family!r} are not served; {known} are"
+        )
+    start, prefix = _QUERY_FRAMES[family]
+    tokens = _special_tokens(folder)
+    if "pad_token" not in tokens:
+        raise ModelUnavailable(f"{folder / 'tokenizer_config.json'} names no pad_token")
+    own = read_object(folder / "processor_config.json").get("query_prefix")
+    prefix = own if isinstance(own, str) and own else prefix
+    return ChatSpec(
+        _QUERY_TEMPLATE, False, {**tokens, "start": tokens.get(start, ""), "prefix": prefix}, False
+    )
+
+
 def read_template(folder: Path) -> str | None:
     """The source of a repository's chat template, or None where it has none.
 

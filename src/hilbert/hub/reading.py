@@ -37,7 +37,7 @@ from hilbert.core import (
 from hilbert.errors import ModelError, ModelUnavailable
 from hilbert.hub import heads
 from hilbert.hub.chain import ModuleEntry, Unsupported, output_size, read_chain, read_entries
-from hilbert.hub.chat import names_pair_roles, read_chat, read_template
+from hilbert.hub.chat import frame_of_queries, names_pair_roles, read_chat, read_template
 from hilbert.hub.files import read_object, tensor_shapes
 from hilbert.hub.lengths import max_model_len
 from hilbert.hub.towers import is_dual, other_tower, read_dual
@@ -121,7 +121,7 @@ class _Draft:
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config.json that describes the text model, where it is nested."""
-    for key in ("text_config", "thinker_config", "llm_config"):
+    for key in ("text_config", "thinker_config", "llm_config", "vlm_config"):
         nested = config.get(key)
         if isinstance(nested, dict):
             return text_config(nested)
@@ -285,7 +285,9 @@ def _read_modules(
 ) -> None:
     """What follows the transformer, by the kind of model that the repository says it is."""
     kind = str(draft.settings.get("model_type", ""))
-    if kind in heads.MULTIVECTOR_TYPES:
+    if draft.transformer.get("transformer_task") == "retrieval":
+        _read_retriever(draft, snapshot)
+    elif kind in heads.MULTIVECTOR_TYPES:
         draft.multivector, draft.prompts = heads.read_sides(
             snapshot, entries, draft.transformer, draft.settings
         )
@@ -345,6 +347,14 @@ def _read_classifier(draft: _Draft) -> None:
     draft.activation = heads.classifier_activation(draft.config, draft.settings)
 
 
+def _read_retriever(draft: _Draft, snapshot: Path) -> None:
+    """Visual late interaction as transformers has it: texts are queries, pages images."""
+    name = _architecture(draft.config)
+    draft.leave_to_sentence_transformers(f"{name} makes a vector for each part of an image itself")
+    draft.loaded_as = "MultiVectorEncoder"
+    draft.chat = frame_of_queries(snapshot / draft.folder, str(draft.config.get("model_type")))
+
+
 def _check_chain(draft: _Draft) -> None:
     pools = [i for i, module in enumerate(draft.modules) if isinstance(module, PoolingModule)]
     if pools != [0]:
@@ -370,6 +380,9 @@ def _read_plain(snapshot: Path) -> _Draft:
         return draft
     if is_dual(config):
         _read_dual(draft, snapshot)
+        return draft
+    if _architecture(config).endswith("ForRetrieval"):
+        _read_retriever(draft, snapshot)
         return draft
     if text_config(config) is not config:
         draft.leave_to_sentence_transformers("it takes more than text and has no modules.json")
@@ -401,7 +414,7 @@ def _task(draft: _Draft) -> Task:
         return Task.RERANK if len(draft.labels) == 1 else Task.CLASSIFY
     if any(isinstance(module, SpladeModule | SparseCodeModule) for module in draft.modules):
         return Task.SPARSE_EMBED
-    return TASKS.get(str(draft.settings.get("model_type", "")), Task.EMBED)
+    return TASKS.get(draft.loaded_as, Task.EMBED)
 
 
 def _static_shape(folder: Path, weights: tuple[str, ...]) -> tuple[int, int] | None:

@@ -45,6 +45,11 @@ class ChunkWork:
     def check(self) -> None:
         """See `Work`."""
         facts, request = self._facts, self._request
+        for index, text in enumerate(request.inputs):
+            if not isinstance(text, str):
+                raise InvalidInput(
+                    f"input[{index}] is no text; late chunking reads texts only.", param="input", index=index
+                )
         why = _cannot(facts.spec) or ("its tokens have types" if facts.processor.has_token_types else "")
         if why:
             raise UnsupportedTask(
@@ -56,11 +61,6 @@ class ChunkWork:
         facts.check_dimensions(request.dimensions, DENSE_ONLY)
         if request.outputs != DENSE_ONLY:
             raise InvalidInput("Late chunking returns one dense vector for each chunk and nothing else.")
-        for index, text in enumerate(request.inputs):
-            if not isinstance(text, str):
-                raise InvalidInput(
-                    f"input[{index}] is no text; late chunking reads texts only.", param="input", index=index
-                )
 
     def estimate_tokens(self) -> int:
         """See `Work`."""
@@ -77,9 +77,7 @@ class ChunkWork:
         request = self._request
         prompt = resolve_prompt(self._facts.spec, request)
         processor = ChunkProcessor(self._facts.processor)
-        self._documents = processor.encode(
-            self._chunks, request.chunks, prompt, request.truncate is not False
-        )
+        self._documents = processor.encode(self._chunks, request.chunks, prompt, request.truncate)
         return sequences_of(self._documents, request_id)
 
     def finish(self, output: Output, num_tokens: int, timing: Timing) -> EncodeResult:

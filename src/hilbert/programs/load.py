@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hilbert.core import ClassifierModule, LogitScoreModule, ModelSpec, SpladeModule
-from hilbert.errors import ModelError, UnsafeWeights, UnsupportedArchitecture, WeightMismatch
+from hilbert.errors import ModelError, UnsafeWeights, UnsupportedArchitecture, WeightMismatch, in_short
 
 # Weights that a checkpoint may lack because nothing on the way to the vectors reads them.
 _UNUSED_PREFIXES = ("lm_head.", "cls.", "classifier.", "decoder.")
@@ -60,7 +60,8 @@ def load_model(
     except Exception as error:  # transformers raises whatever it meets
         if _is_unsafe_pickle(error):
             raise _unsafe(spec, spec.weights[0] if spec.weights else "weights", error) from error
-        raise UnsupportedArchitecture(f"{spec.model_id}: transformers cannot load it: {error}") from error
+        why = in_short(error)
+        raise UnsupportedArchitecture(f"{spec.model_id}: transformers cannot load it: {why}") from error
     missing = [key for key in report["missing_keys"] if not _is_unused(spec, key)]
     if missing or report.get("mismatched_keys"):
         wrong = sorted(map(str, [*missing, *report.get("mismatched_keys", ())]))

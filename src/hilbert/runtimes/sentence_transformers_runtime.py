@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence, SparseVector
 from hilbert.core.request import FloatArray
-from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture
+from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture, in_short
 from hilbert.programs.choose import unseen_id
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.outputs import max_batch_sequences
@@ -68,7 +68,8 @@ class SentenceTransformersRuntime:
             ).eval()
         except Exception as error:  # anything: it is the last one asked
             raise UnsupportedArchitecture(
-                f"{spec.model_id} cannot be served: {reason}; nor can sentence-transformers load it: {error}"
+                f"{spec.model_id} cannot be served: {reason}; "
+                f"nor can sentence-transformers load it: {in_short(error)}"
             ) from error
         self._chain = [module for module in self._model if not isinstance(module, MultiVectorMask)]
         _refuse_what_needs_a_side(spec, list(self._model))
@@ -78,7 +79,8 @@ class SentenceTransformersRuntime:
         names = getattr(self._model.tokenizer, "model_input_names", ())
         self._takes_types = "token_type_ids" in names
         self._unseen_id = unseen_id(spec)
-        self._has_template = spec.chat is not None
+        is_retriever = getattr(self._chain[0], "transformer_task", "") == "retrieval"
+        self._has_template = spec.chat is not None and not is_retriever
         self._is_language_model = any(isinstance(module, LogitScore) for module in self._chain)
         is_scorer = self._kind is OutputType.LOGITS
         size = 0 if is_scorer else self._model.get_embedding_dimension() or spec.dimensions

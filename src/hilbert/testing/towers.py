@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hilbert.testing.models import FAMILIES, Dense, Family, _randomise, _save_dense, _save_tokenizer, _write
 from hilbert.testing.vocabularies import byte_fallback_bpe, byte_level_bpe, unigram
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 IMAGE_SIZE = 32
 HIDDEN_SIZE = 64
@@ -241,3 +244,87 @@ def _write_transformer(folder: Path, family: str, seed: int) -> None:
     _save_dense(folder / "1_Dense", Dense(24), PROJECTION, seed)
     names = [("", f"{base}.transformer.Transformer"), ("1_Dense", f"{base}.dense.Dense")]
     _write_modules(folder, [*names, ("2_Normalize", f"{base}.normalize.Normalize")])
+
+
+def tiny_retriever(family: str, folder: str | Path, *, seed: int = 0) -> Path:
+    """Write a tiny random visual retriever as transformers saves it, and return its folder.
+
+    Token vectors of 24 numbers. ColPali's images are 32 x 32 in patches of 8; ColQwen2's keep their shape,
+    a vector for each 28 x 28 pixels.
+
+    Args:
+        family: ``"colpali"`` or ``"colqwen2"``.
+        folder: where to write; made if it is not there.
+        seed: of all weights.
+    """
+    import torch
+    import transformers
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, parts, preprocessor = _RETRIEVERS[family]
+    tokenizer = recipe.tokenizer()
+    text, rest = parts(tokenizer)
+    text |= {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 128}
+    config = transformers.AutoConfig.for_model(
+        family, vlm_config={**rest, "text_config": text}, embedding_dim=24
+    )
+    classes = {"colpali": "ColPaliForRetrieval", "colqwen2": "ColQwen2ForRetrieval"}
+    model = getattr(transformers, classes[family])(config).to(torch.float32).eval()
+    _randomise(model, torch.Generator().manual_seed(seed), is_centred_at_zero=family == "colpali")
+    model.save_pretrained(folder)
+    _save_tokenizer(folder, tokenizer, recipe, 128)
+    _write(folder / "preprocessor_config.json", preprocessor)
+    keys = ("processor_class", "image_seq_length")
+    _write(folder / "processor_config.json", {key: preprocessor[key] for key in keys if key in preprocessor})
+    return folder
+
+
+def _colpali(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    heads = {"num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 0}
+    vision = {"model_type": "siglip_vision_model", "projection_dim": HIDDEN_SIZE, "vision_use_head": False}
+    image_id = tokenizer.token_to_id("<image>")
+    sizes = {"projection_dim": HIDDEN_SIZE, "hidden_size": HIDDEN_SIZE}
+    rest = {"vision_config": _VISION | vision, "image_token_index": image_id, **sizes}
+    return {"model_type": "gemma", **_WIDE, **heads}, {"model_type": "paligemma", **rest}
+
+
+def _colqwen2(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    rope = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3]}
+    heads = {"num_key_value_heads": 2, "rope_scaling": rope, "pad_token_id": 0}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": HIDDEN_SIZE, "num_heads": 2, "mlp_ratio": 2}
+    ids = {
+        f"{name}_token_id": tokenizer.token_to_id(f"<|{name}|>") for name in ("vision_start", "vision_end")
+    }
+    ids |= {f"{name}_token_id": tokenizer.token_to_id(f"<|{name}_pad|>") for name in ("image", "video")}
+    rest = {"vision_config": vision | {"patch_size": 14, "spatial_merge_size": 2}, **ids}
+    return {"model_type": "qwen2_vl_text", **_WIDE, **heads}, {"model_type": "qwen2_vl", **rest}
+
+
+_PALI_NAMES = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+_QWEN_NAMES = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+_QWEN_SPECIAL = [
+    f"<|{name}|>" for name in ("im_start", "vision_start", "vision_end", "image_pad", "video_pad")
+]
+_RETRIEVERS: dict[str, tuple[Family, Callable[..., Any], dict[str, Any]]] = {
+    "colpali": (
+        Family({}, partial(byte_fallback_bpe, [*_PALI_NAMES.values(), "<image>"], [], []), _PALI_NAMES),
+        _colpali,
+        _SIGLIP_IMAGES | {"processor_class": "ColPaliProcessor", "image_seq_length": (IMAGE_SIZE // 8) ** 2},
+    ),
+    "colqwen2": (
+        Family({}, partial(byte_level_bpe, [*_QWEN_NAMES.values(), *_QWEN_SPECIAL], [], []), _QWEN_NAMES),
+        _colqwen2,
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "patch_size": 14,
+            "merge_size": 2,
+            "temporal_patch_size": 2,
+            "min_pixels": 2 * 28 * 28,
+            "max_pixels": 16 * 28 * 28,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "processor_class": "ColQwen2Processor",
+        },
+    ),
+}

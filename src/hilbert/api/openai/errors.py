@@ -31,7 +31,13 @@ def retry_headers(error: ServingError) -> tuple[tuple[bytes, bytes], ...]:
 
 
 class OpenAIDialect:
-    """Words errors as OpenAI does."""
+    """Words errors as OpenAI does.
+
+    Attributes:
+        names: further members at the top that hold the message, for the clients of other makers.
+    """
+
+    names: tuple[str, ...] = ()
 
     def error(self, error: ServingError) -> Reply:
         """An error that was raised on purpose."""
@@ -40,28 +46,37 @@ class OpenAIDialect:
             headers += ((b"www-authenticate", b"Bearer"),)
         if error.status in (408, 413):
             headers += ((b"connection", b"close"),)
-        return _reply(error.status, error.message, error.param, error.code, headers)
+        return self._reply(error.status, error.message, error.param, error.code, headers)
 
     def no_route(self, call: Call) -> Reply:
         """404: nothing lives at this path."""
-        return _reply(404, f"Unknown route: {call.method} {call.path}. See /docs.", None, "unknown_url")
+        return self._reply(404, f"Unknown route: {call.method} {call.path}. See /docs.", None, "unknown_url")
 
     def wrong_method(self, call: Call, allowed: str) -> Reply:
         """405: the path exists, but not for this method."""
         message = f"{call.path} takes {allowed}, not {call.method}."
-        return _reply(405, message, None, "method_not_allowed", ((b"allow", allowed.encode()),))
+        return self._reply(405, message, None, "method_not_allowed", ((b"allow", allowed.encode()),))
+
+    def _reply(
+        self,
+        status: int,
+        message: str,
+        param: str | None,
+        code: str,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> Reply:
+        kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        said = sound(message)
+        error = {"message": said, "type": kind, "param": param, "code": code}
+        return Reply(
+            orjson.dumps(dict.fromkeys(self.names, said) | {"error": error}), status, headers=headers
+        )
 
 
-def _reply(
-    status: int,
-    message: str,
-    param: str | None,
-    code: str,
-    headers: tuple[tuple[bytes, bytes], ...] = (),
-) -> Reply:
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    body = {"error": {"message": sound(message), "type": kind, "param": param, "code": code}}
-    return Reply(orjson.dumps(body), status, headers=headers)
+class SharedDialect(OpenAIDialect):
+    """Errors of the embeddings routes, which are Jina's and Voyage's as well: their clients read `detail`."""
+
+    names = ("detail",)
 
 
 def sound(text: str) -> str:

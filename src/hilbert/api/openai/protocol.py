@@ -1,5 +1,7 @@
 """The bodies of OpenAI's embeddings API, and their translation to and from `core`.
 
+Jina and Voyage have the same path: one body has the words of all three, and which fields are there decides.
+
 Decides every refusal that concerns form alone. Knows no model: whether `dimensions` fits, or a token id
 exists, is the model's to say.
 """
@@ -13,6 +15,7 @@ import msgspec
 
 from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about
 from hilbert.api.inputs import INPUT_FORMS, Given, to_inputs
+from hilbert.api.purposes import to_purpose
 from hilbert.api.vectors import ENCODINGS, Encoding
 from hilbert.core import EmbedRequest, Modality, OutputDtype
 from hilbert.core.quantize import NumberArray
@@ -46,12 +49,32 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     truncate: Annotated[
         bool | None, about("Cut inputs to the model's length (default); false refuses longer ones.")
     ] = None
+    truncation: Annotated[bool | None, about("Another name for `truncate` (Voyage).")] = None
     prompt: Annotated[str | None, about("Text to put before every input; wins over `prompt_name`.")] = None
     prompt_name: Annotated[str | None, about("One of the model's own prompts; an empty name for none.")] = (
         None
     )
     input_type: Annotated[
-        str | None, about("`query` or `document`: the model's own prompt for that side, if it has one.")
+        str | None,
+        about("What the inputs are for, `query` or `document`: picks the model's own prompt, if it has one."),
+    ] = None
+    task: Annotated[
+        str | None,
+        about(
+            "The same in Jina's words: `retrieval.query`, `retrieval.passage`, `text-matching`, "
+            "`classification`, `separation`."
+        ),
+    ] = None
+    late_chunking: Annotated[
+        bool | None,
+        about(
+            "The inputs are the chunks of one document, and each gets a vector that has seen it all (Jina)."
+        ),
+    ] = None
+    return_multivector: Annotated[bool | None, about("A vector for each token, as Jina writes them.")] = None
+    embedding_type: Annotated[
+        str | list[str] | None,
+        about("Jina's word for `encoding_format` and `output_dtype`: `float`, `base64`, `binary`, …"),
     ] = None
     output_dtype: Annotated[
         str | None,
@@ -62,6 +85,7 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
         ),
     ] = None
     normalize: Annotated[bool | None, about("Scale vectors to length 1 (default true).")] = None
+    normalized: Annotated[bool | None, about("Another name for `normalize` (Jina).")] = None
     modality: Annotated[
         str | None,
         about(
@@ -122,6 +146,13 @@ class ErrorBody(msgspec.Struct):
     error: ErrorObject
 
 
+class SharedError(msgspec.Struct):
+    """What went wrong, in the words of Voyage and Jina and in OpenAI's."""
+
+    detail: str
+    error: ErrorObject
+
+
 _decoder = BodyDecoder(EmbeddingsBody, {"input": INPUT_FORMS})
 decode = _decoder.decode
 
@@ -133,15 +164,42 @@ def to_request(body: EmbeddingsBody, max_inputs: int, modality: Modality | None)
         MalformedRequest: no input, too many, or a mixture of kinds.
     """
     dimensions = body.dimensions if body.dimensions is not None else body.output_dimension
+    inputs = to_inputs(body.input, max_inputs, modality)
+    purpose = to_purpose(body.task, "task") or to_purpose(body.input_type, "input_type")
     return EmbedRequest(
-        to_inputs(body.input, max_inputs, modality),
+        inputs,
         prompt=body.prompt,
         prompt_name=body.prompt_name,
-        input_type=body.input_type,
-        truncate=body.truncate,
+        input_type=purpose,
+        truncate=body.truncate is not False and body.truncation is not False,
         dimensions=dimensions,
-        normalize=body.normalize is not False,
+        normalize=body.normalize is not False and body.normalized is not False,
+        chunks=(len(inputs),) if body.late_chunking else (),
     )
+
+
+def to_form(body: EmbeddingsBody) -> tuple[Encoding, OutputDtype | None]:
+    """How the numbers are written, and their type where the body names one.
+
+    Raises:
+        MalformedRequest: a name is unknown, or the body wants several types.
+    """
+    encoding, dtype = body.encoding_format, to_dtype(body.output_dtype)
+    name = body.embedding_type
+    if isinstance(name, list):
+        if len(name) > 1:
+            raise MalformedRequest(
+                f"embedding_type names {len(name)} types, and an item of this answer holds one; send one, or "
+                "ask /v2/embed, which returns several.",
+                param="embedding_type",
+            )
+        name = name[0] if name else None
+    if name == "base64":
+        return "base64", dtype
+    if name is not None and dtype is None:
+        dtype = to_dtype(name, "embedding_type")
+        dtype = None if dtype is OutputDtype.FLOAT32 else dtype
+    return to_encoding(encoding), dtype
 
 
 def to_encoding(name: str | None) -> Encoding:
@@ -158,7 +216,7 @@ def to_encoding(name: str | None) -> Encoding:
     )
 
 
-def to_dtype(name: str | None) -> OutputDtype | None:
+def to_dtype(name: str | None, field: str = "output_dtype") -> OutputDtype | None:
     """The type of the numbers; None where the request names none.
 
     Raises:
@@ -168,9 +226,7 @@ def to_dtype(name: str | None) -> OutputDtype | None:
         return None
     if name in ("float", *OutputDtype):
         return OutputDtype.FLOAT32 if name == "float" else OutputDtype(name)
-    raise MalformedRequest(
-        f"output_dtype {name!r} is unknown; use {', '.join(OutputDtype)}.", param="output_dtype"
-    )
+    raise MalformedRequest(f"{field} {name!r} is unknown; use {', '.join(OutputDtype)}.", param=field)
 
 
 def to_json(data: bytes, num_tokens: int, model: bytes) -> bytes:

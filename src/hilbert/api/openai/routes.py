@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -14,11 +14,12 @@ from hilbert.api.classify import Classification, ClassifyBody, ClassifyRoute
 from hilbert.api.exchange import model_for, parsed, written
 from hilbert.api.inputs import for_model, named_places, to_modality
 from hilbert.api.openai import protocol
-from hilbert.api.openai.errors import OpenAIDialect
+from hilbert.api.openai.errors import OpenAIDialect, SharedDialect
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
-from hilbert.api.vectors import Encoding, dense_items, numbers, sparse_items, token_items
+from hilbert.api.vectors import Encoding, dense_items, numbers, sparse_items, token_items, vector_lists
 from hilbert.core import EmbedRequest, EncodeResult, Modality, OutputDtype, OutputType, Task
+from hilbert.core.quantize import NumberArray
 from hilbert.errors import InvalidInput, ModelNotFound
 from hilbert.models import Registry, ServedModel
 
@@ -31,6 +32,7 @@ class _Order:
     """A body, read.
 
     Attributes:
+        is_multivector: it wants token vectors, as Jina writes them.
         modality: what it says of all inputs.
         named: places of the inputs that say it themselves.
     """
@@ -39,6 +41,7 @@ class _Order:
     encoding: Encoding
     dtype: OutputDtype | None
     request: EmbedRequest
+    is_multivector: bool
     modality: Modality | None
     named: frozenset[int]
 
@@ -48,6 +51,7 @@ class EmbeddingsRoute:
 
     Args:
         to_json: writes the answer's body, given its items as JSON, the tokens and the model's name as JSON.
+        write_tokens: writes the items of token vectors.
         decode: reads a body.
         output: the kind of vector; by default what the model is served for, dense or token vectors.
         modality: what inputs are where the body does not say; by default what they look like.
@@ -61,6 +65,7 @@ class EmbeddingsRoute:
         decode: Callable[[bytes], protocol.EmbeddingsBody] = protocol.decode,
         output: OutputType | None = None,
         modality: Modality | None = None,
+        write_tokens: Callable[[Sequence[NumberArray], Encoding], bytes] = token_items,
     ) -> None:
         self._models = models
         self._max_inputs = settings.max_client_batch_size
@@ -69,6 +74,7 @@ class EmbeddingsRoute:
         self._decode = decode
         self._output = output
         self._modality = modality
+        self._write_tokens = write_tokens
         self._task = Task.EMBED if output is None else _TASKS[output]
 
     async def __call__(self, call: Call) -> Reply:
@@ -76,7 +82,7 @@ class EmbeddingsRoute:
         order = await parsed(call, self._max_body_bytes, self._parse)
         task = self._task if order.modality is None else _MEDIA_TASKS.get(order.modality, self._task)
         model = await model_for(call, self._models, order.model, task)
-        output = self._output or _output_of(model)
+        output = self._output or _output_of(order, model)
         inputs = for_model(
             order.request.inputs, order.named, order.modality, model.name, model.spec.modalities
         )
@@ -93,25 +99,35 @@ class EmbeddingsRoute:
 
     def _parse(self, raw: bytes) -> _Order:
         body = self._decode(raw)
-        encoding, dtype = protocol.to_encoding(body.encoding_format), protocol.to_dtype(body.output_dtype)
+        encoding, dtype = protocol.to_form(body)
         modality = to_modality(body.modality) or self._modality
         request = protocol.to_request(body, self._max_inputs, modality)
-        return _Order(body.model, encoding, dtype, request, modality, named_places(body.input))
+        return _Order(
+            body.model,
+            encoding,
+            dtype,
+            request,
+            body.return_multivector is True,
+            modality,
+            named_places(body.input),
+        )
 
     def _write(self, order: _Order, model: ServedModel, result: EncodeResult) -> bytes:
         encoding, dtypes = order.encoding, (order.dtype, model.embedding_dtype)
         if result.dense is not None:
             data = dense_items(numbers(result.dense, *dtypes, encoding), encoding)
         elif result.multivector is not None:
-            data = token_items([numbers(rows, *dtypes, encoding) for rows in result.multivector], encoding)
+            write = vector_lists if order.is_multivector else self._write_tokens
+            data = write([numbers(rows, *dtypes, encoding) for rows in result.multivector], encoding)
         else:
             data = sparse_items(result.sparse or ())
         return self._to_json(data, result.num_tokens, orjson.dumps(model.name))
 
 
-def _output_of(model: ServedModel) -> OutputType:
+def _output_of(order: _Order, model: ServedModel) -> OutputType:
     """Late-interaction models answer with their token vectors, as Infinity does."""
-    return OutputType.MULTIVECTOR if model.task is Task.MULTI_EMBED else OutputType.DENSE
+    is_multivector = order.is_multivector or model.task is Task.MULTI_EMBED
+    return OutputType.MULTIVECTOR if is_multivector else OutputType.DENSE
 
 
 def _check_form(order: _Order, output: OutputType) -> None:
@@ -149,8 +165,8 @@ def openai_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         "POST",
         f"{base}/embeddings",
         EmbeddingsRoute(models, settings, protocol.to_json),
-        dialect,
-        summary="Embed texts, token ids, images or sounds",
+        SharedDialect(),
+        summary="Embed texts, token ids, images or sounds (OpenAI, Jina, Voyage)",
         request=protocol.EmbeddingsBody,
         response=protocol.EmbeddingList,
     )

@@ -1,0 +1,92 @@
+"""Runtimes and tokenizers that fail inside a real server, over HTTP: only the guilty request pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dangerous
+import pytest
+from chaos_house import DANGEROUS, Readiness, Together, serving, until
+from cli_house import Server, is_alive
+
+WORKER_TIMEOUT = 1.0
+# Two hangs (the second convicts), two new workers, and room for a busy machine.
+LIMIT_SECONDS = 2 * WORKER_TIMEOUT + 8.0
+GOOD = [[100 + i, 101 + i, 102] for i in range(30)]
+NO_RESTART = {
+    "raises": (dangerous.RAISE, "internal_error"),
+    "panics": (dangerous.PANIC, "internal_error"),
+    "allocates too much": (dangerous.ALLOCATE, "out_of_memory"),
+    "does not fit": (dangerous.DOES_NOT_FIT, "out_of_memory"),
+    "NaN": (dangerous.NAN, "non_finite_output"),
+}
+RESTART = {"hangs": dangerous.HANG, "crashes": dangerous.SEGFAULT}
+
+
+@pytest.fixture(scope="module")
+def server(static: str) -> Iterator[Server]:
+    with serving(
+        "-m", static, "--worker-timeout", str(WORKER_TIMEOUT), "--request-timeout", "30", program=DANGEROUS
+    ) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def vectors(server: Server) -> list[object]:
+    """What the good requests are answered with."""
+    return [row["embedding"] for row in server.post(GOOD).json()["data"]]  # type: ignore[arg-type]
+
+
+def check_others(answers: list, vectors: list[object]) -> None:
+    for (reply, seconds), vector in zip(answers, vectors, strict=True):
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["data"][0]["embedding"] == vector
+        assert seconds < LIMIT_SECONDS
+
+
+def bodies(*tokens: int) -> list[dict[str, object]]:
+    """Something slow, so that the rest waits and comes in one batch; the guilty; the good ones."""
+    return [{"input": [ids]} for ids in ([dangerous.SLOW], [99, *tokens], *GOOD)]
+
+
+@pytest.mark.parametrize("fault", NO_RESTART)
+def test_a_fault_costs_one_request_and_no_worker(server: Server, vectors: list[object], fault: str) -> None:
+    token, code = NO_RESTART[fault]
+    (worker,) = server.children
+    before = server.metric("hilbert_batch_sequences_count")
+    with Readiness(server) as readiness:
+        slow, (guilty, seconds), *others = Together(server, bodies(token)).answers
+    assert slow[0].status_code == 200
+    assert (guilty.status_code // 100, guilty.json()["error"]["code"]) == (5, code), guilty.text
+    assert seconds < LIMIT_SECONDS and "secret" not in guilty.text and "Traceback" not in guilty.text
+    check_others(others, vectors)
+    assert readiness.seen == [200] and server.children == [worker]
+    # They came in one batch, and not each by itself: it is the engine that found the guilty one.
+    assert server.metric("hilbert_batch_sequences_count") - before < 20
+
+
+@pytest.mark.parametrize("fault", RESTART)
+def test_a_lost_worker_costs_one_request_and_shows(server: Server, vectors: list[object], fault: str) -> None:
+    (worker,) = server.children
+    with Readiness(server) as readiness:
+        slow, (guilty, seconds), *others = Together(server, bodies(RESTART[fault])).answers
+        until(lambda: server.get("/readyz").status_code == 200, "it is ready again")
+    assert slow[0].status_code == 200
+    assert guilty.status_code == 500 and "twice" in guilty.json()["error"]["message"], guilty.text
+    assert seconds < LIMIT_SECONDS
+    check_others(others, vectors)
+    assert readiness.seen[0] == 200 and 503 in readiness.seen
+    assert not is_alive(worker) and len(server.children) == 1
+
+
+@pytest.mark.parametrize("mark", [dangerous.BROKEN, dangerous.PANICKING], ids=["raises", "panics"])
+@pytest.mark.parametrize("length", [1, 5000], ids=["inline", "in a thread"])
+def test_a_tokenizer_that_fails(server: Server, vectors: list[object], mark: str, length: int) -> None:
+    guilty = {"input": "room " * length + mark}
+    answers = Together(server, [guilty, *({"input": [ids]} for ids in GOOD)]).answers
+    (reply, seconds), *others = answers
+    assert reply.status_code == 500 and reply.json()["error"]["type"] == "server_error", reply.text
+    assert reply.headers["x-request-id"] in reply.text and "secret" not in reply.text
+    assert seconds < LIMIT_SECONDS
+    check_others(others, vectors)
+    assert server.metric("hilbert_queue_requests") == 0
