@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do $$p -c '
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install serve test test-gpu chaos check fmt bench docs
+.PHONY: install serve test test-slow test-clients test-gpu chaos check fmt bench docs
 
 install: $(STAMP)
 
@@ -17,7 +17,14 @@ serve: $(STAMP)
 	@$(BIN)/hilbert serve $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not gpu' $(ARGS)
+	$(BIN)/python -m pytest -q -m 'not gpu and not slow' $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m 'slow and not gpu' $(ARGS)
+
+# Other people's client libraries, in environments of their own under .venv-clients (2 GB), against a real server.
+test-clients: $(STAMP)
+	$(BIN)/python tests/clients/run.py $(ARGS)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
@@ -36,3 +43,4 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m hilbert.config.docs docs/configuration.md
+	$(BIN)/python tests/clients/table.py docs/compatibility.md

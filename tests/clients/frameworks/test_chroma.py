@@ -1,0 +1,22 @@
+"""chroma's embedding functions."""
+
+from __future__ import annotations
+
+import pytest
+from clients_house import World, library
+
+functions = library("chromadb.utils.embedding_functions", "chromadb")
+CLIENT = "chromadb"
+
+
+@pytest.mark.row(CLIENT, "OpenAIEmbeddingFunction, in a collection")
+def test_chroma_openai(world: World) -> None:
+    function = functions.OpenAIEmbeddingFunction(
+        model_name="minilm", api_base=f"{world.open}/v1", api_key="any"
+    )
+    world.same(function(world.texts), "dense")
+    collection = library("chromadb").EphemeralClient().create_collection("hotel", embedding_function=function)
+    collection.add(ids=[str(i) for i in range(len(world.documents))], documents=world.documents)
+    distances = ((world.expected["documents"] - world.expected["query"]) ** 2).sum(1)
+    found = collection.query(query_texts=[world.query], n_results=1)
+    assert found["documents"] == [[world.documents[int(distances.argmin())]]]
