@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from remote_house import remote_dual
 
 from hilbert.core import Media, Modality, Task
-from hilbert.errors import ModelUnavailable
+from hilbert.errors import ModelUnavailable, UnsupportedArchitecture
 from hilbert.hub import resolve
 from hilbert.models.local import Model
 from hilbert.testing.towers import tiny_dual, tiny_retriever
@@ -268,3 +269,25 @@ def test_visual_late_interaction_runs_through_sentence_transformers(family: str,
     (folder / "config.json").write_text(json.dumps(change | {"model_type": "colmodernvbert"}))
     with pytest.raises(ModelUnavailable, match="'colmodernvbert' are not served; colpali, colqwen2 are"):
         resolve(str(folder))
+
+
+def test_a_dual_model_of_the_repositorys_own_code(tmp_path: Path) -> None:
+    """As jina-clip: its first module tells texts from images itself, and says nothing of sizes."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    folder = remote_dual(tmp_path / "model")
+    files = [image_file(84, 56), image_file(40, 90)]
+    inputs = [TEXTS[0], *(Image.open(io.BytesIO(data)) for data in files), TEXTS[3]]
+    theirs = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    with torch.inference_mode():
+        features = [dict(theirs[0].tokenize([given])) for given in inputs]
+        expected = [theirs[1](theirs[0](one))["sentence_embedding"][0].numpy() for one in features]
+    with pytest.raises(UnsupportedArchitecture, match="allow it with --trust-remote-code"):
+        serve(folder, "openvino", tmp_path / "cache")
+    with Model(
+        str(folder), trust_remote_code=True, dtype="float32", device="cpu", cache_dir=tmp_path / "cache"
+    ) as model:
+        assert model.dimensions == 48 and model.spec.modalities == (Modality.TEXT, Modality.IMAGE)
+        media = [Media(Modality.IMAGE, data) for data in files]
+        close(model.embed([TEXTS[0], *media, TEXTS[3]]), np.stack(expected))

@@ -95,7 +95,9 @@ class TextProcessor:
         self.num_types = int(spec.config.get("type_vocab_size") or 0) if _makes_types(config) else 0
         self._has_token_types = self._probe_token_types()
         # A few repositories add tokens without growing the embedding table; texts that hold them are refused.
-        self._has_foreign_ids = self.tokenizer.get_vocab_size() > spec.vocab_size
+        # What config.json of the repository's own code calls its vocabulary, nobody knows.
+        self._vocab_size = spec.vocab_size or self.tokenizer.get_vocab_size()
+        self._has_foreign_ids = self.tokenizer.get_vocab_size() > self._vocab_size
         needs_tokenizer = (
             self.truncates_left or self._is_bare or self._has_token_types or self._has_foreign_ids
         )
@@ -468,9 +470,9 @@ class TextProcessor:
         return Sequence(request_id, index, np.ascontiguousarray(ids, dtype=np.int32))
 
     def _refuse_foreign_ids(self, ids: IntArray, index: int) -> None:
-        bad = ids[(ids < 0) | (ids >= self.spec.vocab_size)]
+        bad = ids[(ids < 0) | (ids >= self._vocab_size)]
         if len(bad):
-            raise _out_of_vocabulary(bad.tolist(), self.spec.vocab_size, index)
+            raise _out_of_vocabulary(bad.tolist(), self._vocab_size, index)
 
     def _token_types(self, encoding: Encoding) -> IntArray | None:
         type_ids = np.array(encoding.type_ids, dtype=np.int32)

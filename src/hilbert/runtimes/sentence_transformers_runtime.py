@@ -67,6 +67,11 @@ class SentenceTransformersRuntime:
                 model_kwargs={} if settings.dtype == "auto" else {"dtype": settings.dtype},
             ).eval()
         except Exception as error:  # anything: it is the last one asked
+            if spec.remote_code and not settings.trust_remote_code:
+                raise UnsupportedArchitecture(
+                    f"{spec.model_id} brings Python code of its own ({reason}); "
+                    "if you trust it, allow it with --trust-remote-code"
+                ) from error
             raise UnsupportedArchitecture(
                 f"{spec.model_id} cannot be served: {reason}; "
                 f"nor can sentence-transformers load it: {in_short(error)}"
@@ -80,10 +85,15 @@ class SentenceTransformersRuntime:
         self._takes_types = "token_type_ids" in names
         self._unseen_id = unseen_id(spec)
         is_retriever = getattr(self._chain[0], "transformer_task", "") == "retrieval"
+        # A first module that the repository brings may want more than token ids, and take more than texts,
+        # than sentence-transformers knows of (jina-clip: which inputs are images).
+        self._is_own = not type(self._chain[0]).__module__.startswith("sentence_transformers.")
         self._has_template = spec.chat is not None and not is_retriever
         self._is_language_model = any(isinstance(module, LogitScore) for module in self._chain)
         is_scorer = self._kind is OutputType.LOGITS
-        size = 0 if is_scorer else self._model.get_embedding_dimension() or spec.dimensions
+        size = (
+            0 if is_scorer else self._model.get_embedding_dimension() or spec.dimensions or self._measured()
+        )
         self.info = RuntimeInfo(
             engine="torch",
             device=str(self._model.device),
@@ -145,7 +155,17 @@ class SentenceTransformersRuntime:
         from PIL import Image
 
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)).astype(np.uint8))
-        return dict(self._model.preprocess([image]))
+        return self._own_features([image]) if self._is_own else dict(self._model.preprocess([image]))
+
+    def _measured(self) -> int:
+        """Numbers in a vector, where nothing says it but a vector."""
+        with torch.inference_mode():
+            return int(self._rows(dict(self._model.preprocess(["a"]))).shape[-1])
+
+    def _own_features(self, inputs: list[Any]) -> dict[str, Any]:
+        """What the repository's own first module makes of texts or images."""
+        module = self._chain[0]
+        return dict((getattr(module, "preprocess", None) or module.tokenize)(inputs))
 
     def _rows(self, features: dict[str, Any]) -> FloatArray:
         """``[B, …]`` float32: what the chain makes of one stack, on the host."""
@@ -173,6 +193,9 @@ class SentenceTransformersRuntime:
             features["token_type_ids"] = torch.from_numpy(np.stack(types).astype(np.int64))
         if sequences[0].prompt_len:
             features["prompt_length"] = sequences[0].prompt_len
+        if self._is_own:
+            theirs = self._own_features(["a"] * len(sequences))
+            return theirs | {key: value for key, value in features.items() if key in theirs}
         return features
 
 
