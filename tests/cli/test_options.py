@@ -6,6 +6,7 @@ Flags whose effect needs a GPU, a hub or a crash have their tests in the files b
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -182,6 +183,19 @@ def test_a_full_house_refuses(start, static, flag) -> None:
 
 def test_request_timeout(start, static) -> None:
     assert start("-m", static, "--request-timeout", "0.001").post(TEXTS * 100).status_code == 503
+
+
+def test_runpod_api_and_runpod_max_concurrency(start, static) -> None:
+    server = start("-m", static, "--runpod-api", "--runpod-max-concurrency", "1")
+    job = {"input": {"input": ["a"]}}
+    (worker,) = server.children
+    os.kill(worker, signal.SIGSTOP)
+    ids = [httpx2.post(server.url + "/run", json=job).json()["id"] for _ in range(3)]
+    states = [server.get(f"/status/{job_id}").json()["status"] for job_id in ids]
+    assert states == ["IN_PROGRESS", "IN_QUEUE", "IN_QUEUE"]
+    os.kill(worker, signal.SIGCONT)
+    output = httpx2.post(server.url + "/v2/e/runsync", json=job, timeout=60).json()["output"]
+    assert output == server.post(["a"]).json()
 
 
 def test_in_process(start, static) -> None:

@@ -80,6 +80,8 @@ OTHER = {
     "http_client_max_keepalive_connections": ("0", 0),
     "request_timeout": ("1.5", 1.5),
     "worker_timeout": ("2.5", 2.5),
+    "runpod_api": ("true", True),
+    "runpod_max_concurrency": ("7", 7),
     "in_process": ("true", True),
     "preload_only": ("true", True),
     "log_level": ("debug", "debug"),

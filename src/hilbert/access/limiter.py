@@ -125,6 +125,15 @@ class Limiter:
         _charge(permit.limits, account, now, num_tokens)
         return standing(permit.limits, account, now)
 
+    def charge(self, caller: bytes | str, num_tokens: int, own: Limits = NO_LIMITS) -> None:
+        """Charge tokens that were used for a caller who did not wait for them: those of a job."""
+        now = self._clock()
+        if self._has_overall:
+            _charge(self._overall, self._all, now, num_tokens)
+        limits = self._limits_of(own)
+        if limits is not NO_LIMITS:
+            _charge(limits, self._account(caller, now), now, num_tokens)
+
     def standing_of(self, caller: bytes | str, own: Limits = NO_LIMITS) -> Headers:
         """The headers for a caller who was refused."""
         account = self._accounts.get(caller)

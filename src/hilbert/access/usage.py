@@ -17,14 +17,14 @@ class Usage:
     def __init__(self) -> None:
         self._counts: dict[str, list[int]] = {}
 
-    def count(self, label: str, num_tokens: int) -> None:
-        """A request of this key was answered."""
+    def count(self, label: str, num_tokens: int, num_requests: int = 1) -> None:
+        """A request of this key was answered, or a job of a request that was."""
         counts = self._counts.get(label)
         if counts is None:
             if len(self._counts) >= _MAX_LABELS:
                 label = _OTHERS
             counts = self._counts.setdefault(label, [0, 0])
-        counts[0] += 1
+        counts[0] += num_requests
         counts[1] += num_tokens
 
     def rows(self) -> Iterator[tuple[str, int, int]]:

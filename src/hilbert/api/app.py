@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from hilbert.api.admin import admin_routes
@@ -20,7 +21,8 @@ from hilbert.api.infinity.errors import InfinityDialect
 from hilbert.api.jina import jina_routes
 from hilbert.api.openai import openai_routes
 from hilbert.api.openai.errors import OpenAIDialect
-from hilbert.api.routing import Dialect, Route, Router
+from hilbert.api.routing import Dialect, Handler, Route, Router
+from hilbert.api.runpod import runpod_routes
 from hilbert.api.service import service_routes
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie import sie_routes
@@ -51,26 +53,7 @@ def create_app(
         an ASGI 3 application (typed loosely, as servers type it each in their own way).
     """
     settings = settings or ApiSettings()
-    prefix = settings.url_prefix.rstrip("/")
-    bases = tuple(dict.fromkeys(("", prefix)))
-    openai_bases = tuple(dict.fromkeys(base + v1 for base in bases for v1 in OPENAI_BASES))
-    routes: list[Route] = []
-    # OpenAI's come first: with the prefix /v1 both dialects claim /v1/embeddings, and /v1 is OpenAI's.
-    for base in openai_bases:
-        routes += openai_routes(models, settings, base)
-        routes += cohere_routes(models, settings, base)
-        routes += jina_routes(models, settings, base)
-        routes += voyage_routes(models, settings, base)
-    for base in bases:
-        routes += cohere_v2_routes(models, settings, f"{base}/v2")
-        routes += sie_routes(models, settings, base)
-        routes += infinity_routes(models, settings, base)
-    routes += admin_routes(models, settings, read_config)
-    gate = Gate(settings)
-    metrics = metrics or Metrics(lambda: [m.metrics for m in models.list()])
-    metrics.read_usage = gate.usage.rows
-    routes += service_routes(models, settings, metrics, routes)
-    app = App(models, routes, settings, openai_bases, gate)
+    app = make_app(models, settings, metrics, read_config)
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if not (settings.permissive_cors or origins):
         return app
@@ -96,6 +79,42 @@ def create_app(
             ),
         ],
     )
+
+
+def make_app(
+    models: Registry,
+    settings: ApiSettings,
+    metrics: Metrics | None = None,
+    read_config: Callable[[], Mapping[str, Any]] | None = None,
+) -> App:
+    """As `create_app`, without what concerns web pages of other origins."""
+    prefix = settings.url_prefix.rstrip("/")
+    bases = tuple(dict.fromkeys(("", prefix)))
+    openai_bases = tuple(dict.fromkeys(base + v1 for base in bases for v1 in OPENAI_BASES))
+    gate = Gate(settings)
+    routes: list[Route] = []
+
+    async def ask(call: Call, dialect: Dialect | None = None) -> Reply | None:
+        return await app.inside(call, dialect)
+
+    if settings.runpod_api:  # first, as it has a word to say about `/openai/v1/rerank`
+        routes += runpod_routes(settings, gate, ask)
+    # OpenAI's come first: with the prefix /v1 both dialects claim /v1/embeddings, and /v1 is OpenAI's.
+    for base in openai_bases:
+        routes += openai_routes(models, settings, base)
+        routes += cohere_routes(models, settings, base)
+        routes += jina_routes(models, settings, base)
+        routes += voyage_routes(models, settings, base)
+    for base in bases:
+        routes += cohere_v2_routes(models, settings, f"{base}/v2")
+        routes += sie_routes(models, settings, base)
+        routes += infinity_routes(models, settings, base)
+    routes += admin_routes(models, settings, read_config)
+    metrics = metrics or Metrics(lambda: [m.metrics for m in models.list()])
+    metrics.read_usage = gate.usage.rows
+    routes += service_routes(models, settings, metrics, routes)
+    app: App = App(models, routes, settings, openai_bases, gate)
+    return app
 
 
 class App:
@@ -135,6 +154,7 @@ class App:
         client = scope.get("client")
         peer = client[0] if client else None
         call = Call(scope["method"], path, dict(scope["headers"]), receive, peer, self._body_seconds)
+        call.query = scope.get("query_string", b"")
         if self._models.by_prefix:
             call.prefix, call.path = self._models.split(path)
         try:
@@ -144,40 +164,67 @@ class App:
         await send_reply(send, call, reply)
 
     async def _answer(self, call: Call) -> Reply:
+        route = self._route_of(call)
+        if isinstance(route, Reply):
+            return route
+        handler = route.handler if route.is_open else partial(self._admitted, route.handler)
+        return await _handled(handler, call, route.dialect)
+
+    async def _admitted(self, handler: Handler, call: Call) -> Reply:
+        visit = self._gate.enter(call)
+        if visit is None:
+            return await handler(call)
+        try:
+            return await handler(call)
+        finally:
+            self._gate.leave(visit, call)
+
+    async def inside(self, call: Call, dialect: Dialect | None = None) -> Reply | None:
+        """Answer a call that has passed the gate already: one that this server makes to itself.
+
+        Args:
+            call: with the key of whoever it is made for.
+            dialect: how errors are worded; by default as the route does.
+        Returns:
+            The reply; None where nothing lives at the path.
+        """
+        if self._router.find(call.path) is None:
+            return None
+        route = self._route_of(call)
+        if isinstance(route, Reply):
+            return route
+        return await _handled(route.handler, call, dialect or route.dialect)
+
+    def _route_of(self, call: Call) -> Route | Reply:
         found = self._router.find(call.path)
         if found is None:
             return self._dialect_of(call.path).no_route(call)
         by_method, call.tail = found
         route = by_method.get(call.method)
-        if route is None:
-            dialect = next(iter(by_method.values())).dialect
-            return dialect.wrong_method(call, ", ".join(sorted(by_method)))
-        try:
-            visit = None if route.is_open else self._gate.enter(call)
-            if visit is None:
-                return await route.handler(call)
-            try:
-                return await route.handler(call)
-            finally:
-                self._gate.leave(visit, call)
-        except ServingError as error:
-            if error.status >= 500:
-                logger.warning("request %s: %s: %s", call.request_id.decode(), error.code, error.message)
-            return route.dialect.error(error)
-        except (ClientGone, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # the panic of a native library is no Exception
-            request_id = call.request_id.decode()
-            logger.exception("request %s failed unexpectedly: %s %s", request_id, call.method, call.path)
-            return route.dialect.error(
-                EngineError(
-                    f"Internal error. The server's log has the details under request id {request_id}."
-                )
-            )
+        if route is not None:
+            return route
+        return next(iter(by_method.values())).dialect.wrong_method(call, ", ".join(sorted(by_method)))
 
     def _dialect_of(self, path: str) -> Dialect:
         is_openai = any(path == base or path.startswith(base + "/") for base in self._openai_bases)
         return self._openai if is_openai else self._infinity
+
+
+async def _handled(handler: Handler, call: Call, dialect: Dialect) -> Reply:
+    try:
+        return await handler(call)
+    except ServingError as error:
+        if error.status >= 500:
+            logger.warning("request %s: %s: %s", call.request_id.decode(), error.code, error.message)
+        return dialect.error(error)
+    except (ClientGone, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # the panic of a native library is no Exception
+        request_id = call.request_id.decode()
+        logger.exception("request %s failed unexpectedly: %s %s", request_id, call.method, call.path)
+        return dialect.error(
+            EngineError(f"Internal error. The server's log has the details under request id {request_id}.")
+        )
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

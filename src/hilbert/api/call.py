@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
-from hilbert.access import ANONYMOUS
+from hilbert.access import ANONYMOUS, Key
 from hilbert.errors import InvalidInput, PayloadTooLarge, RequestTooSlow
 
 Scope = MutableMapping[str, Any]
@@ -77,6 +77,7 @@ class Call:
         request_id: the caller's `x-request-id` if it is sound, else a new one.
         tail: what a route that ends in ``*`` matched there.
         started: `time.perf_counter()` at arrival.
+        query: what stands behind the ``?``, as received.
         peer: the address at the other end of the connection; None for a unix socket.
         body_seconds: how long a body may take to arrive; a large one gets more, by its size.
         key: who asks; set at the gate.
@@ -93,6 +94,7 @@ class Call:
         "path",
         "peer",
         "prefix",
+        "query",
         "receive",
         "reply_headers",
         "request_id",
@@ -117,6 +119,7 @@ class Call:
         self.headers = headers
         self.receive = receive
         self.tail = ""
+        self.query = b""
         self.peer = peer
         self.key = ANONYMOUS
         self.num_tokens = 0
@@ -218,6 +221,26 @@ class Call:
         finally:
             timer.cancel()
             watch.stop()
+
+
+def inner_call(method: str, path: str, body: bytes, key: Key = ANONYMOUS, prefix: str = "") -> Call:
+    """A call that this server makes to itself: its body is there, and nobody hangs up.
+
+    Args:
+        key: on whose behalf.
+        prefix: what selects the model, where the caller's path did.
+    """
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()  # until whoever listens is cancelled
+        raise AssertionError("nobody sets this event")
+
+    call = Call(method, path, {b"content-type": JSON}, receive)
+    call.key, call.prefix = key, prefix
+    return call
 
 
 class _Watch:

@@ -70,6 +70,18 @@ class Gate:
         if visit.key is not ANONYMOUS:
             self.usage.count(visit.key.label, call.num_tokens)
 
+    def charge(self, call: Call, num_tokens: int) -> None:
+        """Count tokens that were used on behalf of a call, which may have left long ago."""
+        if self._limiter is not None:
+            self._limiter.charge(self._caller_of(call), num_tokens, call.key.limits)
+        if call.key is not ANONYMOUS:
+            self.usage.count(call.key.label, num_tokens, num_requests=0)
+
+    def _caller_of(self, call: Call) -> bytes | str:
+        if call.key is not ANONYMOUS:
+            return call.key.digest
+        return group_of(self._proxies.client_of(call.peer, call.headers))
+
     def _admit(self, call: Call, key: Key, client: str) -> Permit:
         assert self._limiter is not None
         caller = group_of(client) if key is ANONYMOUS else key.digest

@@ -60,7 +60,7 @@ class Router:
 
     routes: tuple[Route, ...]
     exact: dict[str, dict[str, Route]] = field(default_factory=dict)
-    prefixes: list[tuple[str, dict[str, Route]]] = field(default_factory=list)
+    prefixes: dict[str, dict[str, Route]] = field(default_factory=dict)
 
     @staticmethod
     def of(routes: Iterable[Route]) -> Router:
@@ -68,8 +68,7 @@ class Router:
         router = Router(tuple(routes))
         for route in router.routes:
             if route.path.endswith("*"):
-                by_method: dict[str, Route] = {}
-                router.prefixes.append((route.path[:-1], by_method))
+                by_method = router.prefixes.setdefault(route.path[:-1], {})
             else:
                 by_method = router.exact.setdefault(route.path, {})
             by_method.setdefault(route.method, route)
@@ -80,14 +79,14 @@ class Router:
     @property
     def paths(self) -> list[str]:
         """Where something lives; of a path with a ``*`` what stands before it."""
-        return [*self.exact, *(prefix for prefix, _ in self.prefixes)]
+        return [*self.exact, *self.prefixes]
 
     def find(self, path: str) -> tuple[dict[str, Route], str] | None:
         """The methods of a path, and what its ``*`` matched; None where nothing lives."""
         by_method = self.exact.get(path)
         if by_method is not None:
             return by_method, ""
-        for prefix, by_method in self.prefixes:
+        for prefix, by_method in self.prefixes.items():
             if path.startswith(prefix) and len(path) > len(prefix):
                 return by_method, path[len(prefix) :]
         if len(path) > 1 and path.endswith("/"):

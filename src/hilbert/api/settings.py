@@ -22,6 +22,8 @@ class ApiSettings:
         max_client_batch_size: inputs that one request may have.
         max_body_bytes: bytes that a request body may have.
         body_timeout: seconds that a body may take to arrive; a large one gets more, by its size.
+        runpod_api: answer RunPod's routes, too.
+        runpod_max_concurrency: jobs of RunPod's that run at a time.
     """
 
     api_key: str = ""
@@ -37,3 +39,5 @@ class ApiSettings:
     max_client_batch_size: int = 2048
     max_body_bytes: int = 32 * 1024 * 1024
     body_timeout: float = 20.0
+    runpod_api: bool = False
+    runpod_max_concurrency: int = 300

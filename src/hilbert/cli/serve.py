@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import socket
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hilbert.cli.fleet import Fleet, LocalFleet, WorkerFleet
+from hilbert.cli.fleet import Fleet, LocalFleet, OnBatch, WorkerFleet
 from hilbert.cli.loader import in_thread
 from hilbert.cli.loop import loop_factory
 from hilbert.cli.sockets import bind, release, url_of
@@ -28,6 +29,7 @@ from hilbert.logs import log_to_stderr
 from hilbert.worker.spawn import WorkerProcess
 
 if TYPE_CHECKING:
+    from hilbert.api import ApiSettings
     from hilbert.cli.door import Door
     from hilbert.cli.roster import Roster
     from hilbert.cli.watch import ConfigWatch
@@ -61,9 +63,6 @@ def serve(
     Raises:
         ServingError: a model cannot be served.
     """
-    if settings.in_process and worker is not None:
-        worker.close()
-        worker = None
     log_to_stderr(settings.log_level)
     _allow_many_files()
     try:
@@ -101,13 +100,7 @@ class _Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        if self._settings.in_process:
-            fleet: Fleet = LocalFleet(
-                self._settings,
-                lambda key, stats: _in_loop(loop, partial(self._on_batch, key, stats)),
-            )
-        else:
-            fleet = WorkerFleet(self._settings, worker, self._on_batch)
+        fleet = make_fleet(self._settings, worker, self._on_batch)
         try:
             await self._serve(fleet)
         finally:
@@ -156,26 +149,11 @@ class _Server:
             await asyncio.gather(coming_up, stopping, serving, return_exceptions=True)
 
     def _make_app(self, roster: Roster, watch: ConfigWatch | None) -> Any:
-        from hilbert.api import ApiSettings, create_app
+        from hilbert.api import create_app
 
-        settings = self._settings
         return create_app(
             roster.registry,
-            ApiSettings(
-                api_key=settings.api_key,
-                keys_file=settings.keys_file,
-                limits_per_key=settings.limits_per_key,
-                limits_overall=settings.limits_overall,
-                trusted_proxies=settings.trusted_proxies,
-                url_prefix=settings.url_prefix,
-                redirect_slash=settings.redirect_slash,
-                proxy_root_path=settings.proxy_root_path,
-                permissive_cors=settings.permissive_cors,
-                cors_origins=settings.cors_origins,
-                max_client_batch_size=settings.max_client_batch_size,
-                max_body_bytes=settings.max_body_bytes,
-                body_timeout=settings.body_timeout,
-            ),
+            api_settings(self._settings),
             read_config=None if watch is None else watch.status,
         )
 
@@ -223,6 +201,30 @@ def _allow_many_files() -> None:
         most = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
         if soft < most:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def make_fleet(settings: ServerSettings, worker: WorkerProcess | None, on_batch: OnBatch) -> Fleet:
+    """Where the engines of this server live.
+
+    Args:
+        settings: which says it.
+        worker: a worker process that was started ahead, to be adopted.
+        on_batch: called on this event loop.
+    """
+    if not settings.in_process:
+        return WorkerFleet(settings, worker, on_batch)
+    if worker is not None:
+        worker.close()
+    loop = asyncio.get_running_loop()
+    return LocalFleet(settings, lambda key, stats: _in_loop(loop, partial(on_batch, key, stats)))
+
+
+def api_settings(settings: ServerSettings) -> ApiSettings:
+    """What the HTTP layer is told of them: the fields that have its names."""
+    from hilbert.api import ApiSettings
+
+    names = [field.name for field in dataclasses.fields(ApiSettings)]
+    return ApiSettings(**{name: getattr(settings, name) for name in names})
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:

@@ -400,6 +400,17 @@ class ServerSettings:
     worker_timeout: float = option(
         30.0, "seconds without a sign of life after which the worker is replaced", minimum=0.1
     )
+    runpod_api: bool = option(
+        False,
+        "answer the routes of RunPod's platform, too: /run, /runsync, /status/ID and /v2/ENDPOINT/…; for "
+        "local work",
+    )
+    runpod_max_concurrency: int = option(
+        300,
+        "jobs that run at a time under --runpod-api, or that `hilbert runpod` takes at a time",
+        minimum=1,
+        plain_env="RUNPOD_MAX_CONCURRENCY",
+    )
     in_process: bool = option(False, "compute in the HTTP process, without a worker process")
     preload_only: bool = option(
         False,
