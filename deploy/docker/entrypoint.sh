@@ -12,7 +12,7 @@ urllib.request.urlopen(url, timeout=4).close()' "${2:-/healthz}"
         ;;
     -*) set -- serve "$@" ;;
     "" | serve) [ "$#" -gt 0 ] || set -- serve ;;
-    v2 | models | verify | export) ;;
+    v2 | runpod | models | verify | export) ;;
     keys | authz | config | status) exec hilbert "$@" ;;
     *) exec "$@" ;;
 esac

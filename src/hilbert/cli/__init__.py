@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if words and words[0] in _SERVE_VERBS:
             return _serve(words[0], words[1:])
+        if words[:1] == ["runpod"]:
+            return _runpod(words[1:])
         from hilbert.cli.app import run
 
         return run(words)
@@ -98,6 +100,31 @@ def _serve(verb: str, flags: list[str]) -> int:
     finally:
         if worker is not None:
             worker.close()
+
+
+def _runpod(words: list[str]) -> int:
+    if "--help" in words or "-h" in words:
+        from hilbert.config.help import help_text
+
+        print(help_text("runpod"), end="")
+        return 0
+    from hilbert.cli.runpod import check_sdk, split_flags, work
+    from hilbert.config import BadSetting, load_runpod
+    from hilbert.config.runpod import volume_environment
+    from hilbert.errors import ServingError
+
+    flags, sdk_flags = split_flags(words)
+    os.environ.update(volume_environment(os.environ))  # before the hub's library reads it
+    try:
+        check_sdk()
+        settings, notes = load_runpod(flags, os.environ)
+        for note in notes:
+            print(f"hilbert runpod: {note}", file=sys.stderr)
+        return work(settings, _prestart(flags), sdk_flags)
+    except BadSetting as error:
+        return _fail(f"hilbert runpod: {error}", error.exit_code)
+    except ServingError as error:
+        return _fail(f"hilbert: {error.message}", 1)
 
 
 def _prestart(flags: list[str]) -> WorkerProcess | None:

@@ -73,6 +73,12 @@ def v2() -> None:
     raise AssertionError("serving is started before typer is imported")
 
 
+@app.command(add_help_option=False)
+def runpod() -> None:
+    """Take jobs of RunPod's serverless platform (`hilbert runpod --help` lists the flags)."""
+    raise AssertionError("the worker is started before typer is imported")
+
+
 @config.command(context_settings=_PASSED_ON)
 def show(context: typer.Context, config: ConfigFile = None) -> None:
     """Print every setting, its value and who said so. Takes the flags of `hilbert serve`, too."""

@@ -4,7 +4,7 @@ Does not know torch, the network or any file after start. `settings.py` is the t
 follows from it.
 """
 
-from hilbert.config.load import OPTIONS, Effective, effective, load
+from hilbert.config.load import OPTIONS, Effective, effective, load, load_runpod
 from hilbert.config.machine import available_memory_bytes, available_threads
 from hilbert.config.option import Option
 from hilbert.config.settings import DEFAULT_MODEL_ID, ModelSettings, ServerSettings
@@ -22,4 +22,5 @@ __all__ = [
     "available_threads",
     "effective",
     "load",
+    "load_runpod",
 ]

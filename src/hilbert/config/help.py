@@ -8,6 +8,13 @@ from hilbert.config.load import MODEL_OPTIONS, SERVER_OPTIONS
 from hilbert.config.option import Option
 
 _COLUMN = 34
+_PURPOSE = {
+    "runpod": (
+        "Take jobs of RunPod's serverless platform. MODEL_NAMES, BATCH_SIZES, DTYPES, BACKEND,",
+        "INFINITY_QUEUE_SIZE, RUNPOD_MAX_CONCURRENCY and HTTP_CLIENT_* count as in its own worker; the",
+        "SDK's flags (--rp_serve_api, --test_input, ...) are passed on to it.",
+    )
+}
 
 
 def help_text(verb: str = "serve") -> str:
@@ -15,7 +22,9 @@ def help_text(verb: str = "serve") -> str:
     lines = [
         f"Usage: hilbert {verb} [--model-id ID] [FLAGS]",
         "",
-        "Serve models over HTTP. Every flag can be set in the environment as HILBERT_<NAME>",
+        *_PURPOSE.get(verb, ("Serve models over HTTP.",)),
+        "",
+        "Every flag can be set in the environment as HILBERT_<NAME>",
         "(HILBERT_MAX_BATCH_TOKENS=2048); a flag wins over the environment. Lists for several models",
         "are divided by ';' there.",
         "",

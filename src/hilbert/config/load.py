@@ -7,6 +7,7 @@ them. Models named by flags or environment replace those of the file.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from hilbert.config.file import FileSettings, read_file
 from hilbert.config.infinity import HIDDEN, note_hidden, translate, with_device_ids
 from hilbert.config.option import Option, options_of
 from hilbert.config.presets import PRESETS
+from hilbert.config.runpod import runpod_defaults, runpod_source
 from hilbert.config.settings import ModelSettings, ServerSettings
 from hilbert.config.sources import BadSetting, Given, Source, from_environment, from_flags
 from hilbert.config.values import parse
@@ -62,12 +64,7 @@ def effective(argv: Sequence[str], environ: Mapping[str, str], *, infinity: bool
     """As `load`, with the origin of every setting."""
     notes: list[str] = []
     if not infinity:
-        environment = from_environment(environ, OPTIONS)
-        translated = translate(
-            {name: given for name, given in environment.items() if given.origin.startswith("INFINITY_")},
-            notes,
-        )
-        sources: list[Source] = [from_flags(argv, OPTIONS), {**environment, **translated}]
+        sources: list[Source] = [from_flags(argv, OPTIONS), _environment(environ, notes)]
         settings, origins = _combined(sources, environ)
         return Effective(settings, origins, tuple(notes))
     options = (*OPTIONS, *HIDDEN)
@@ -78,6 +75,35 @@ def effective(argv: Sequence[str], environ: Mapping[str, str], *, infinity: bool
     defaults = {o.name: o.infinity_default for o in OPTIONS if o.infinity_default is not None}
     settings, origins = _combined(sources, environ, defaults, mismatch_exit_code=1)
     return Effective(with_device_ids(settings, sources, notes), origins, tuple(notes))
+
+
+def load_runpod(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ServerSettings, list[str]]:
+    """The settings of ``hilbert runpod``: as `load`, with the variables of RunPod's worker.
+
+    Raises:
+        BadSetting: some value cannot be used, or no model is named.
+    """
+    notes: list[str] = []
+    environment = {**runpod_source(environ), **_environment(environ, notes)}
+    settings, origins = _combined(
+        [from_flags(argv, OPTIONS), environment],
+        environ,
+        runpod_defaults(),
+        mismatch_exit_code=1,
+    )
+    if "models[0].model_id" not in origins:
+        raise BadSetting("MODEL_NAMES is not set; give one or more model ids, divided by ';'", 1)
+    if "max_concurrent_requests" not in origins:
+        room = max(settings.max_concurrent_requests, settings.runpod_max_concurrency)
+        settings = dataclasses.replace(settings, max_concurrent_requests=room)
+    return settings, notes
+
+
+def _environment(environ: Mapping[str, str], notes: list[str]) -> Source:
+    """The environment, with Infinity's words for values replaced by ours."""
+    environment = from_environment(environ, OPTIONS)
+    theirs = {name: given for name, given in environment.items() if given.origin.startswith("INFINITY_")}
+    return {**environment, **translate(theirs, notes)}
 
 
 def _combined(
