@@ -38,10 +38,10 @@ class World:
         labels: the classes of the classifier.
         images: files.
         expected: what the Python API answered: ``dense`` [N, 384], ``dense_64``, ``query`` [384],
-            ``documents`` (vectors); ``ranking``, ``scores`` (after the sigmoid) and ``logits``, best first;
-            ``labels`` and ``label_scores`` [N, 3], best first; ``sparse`` [N, vocabulary]; ``m3_dense``,
-            ``m3_sparse``, ``m3_tokens_0`` … [n, 64]; ``clip_images``, ``clip_jpegs`` (the same images as
-            JPEG) and ``clip_texts`` of length 1.
+            ``documents`` (vectors), ``chunks`` (late chunking of the texts); ``ranking``, ``scores`` (after
+            the sigmoid) and ``logits``, best first; ``labels`` and ``label_scores`` [N, 3], best first;
+            ``sparse`` [N, vocabulary]; ``m3_dense``, ``m3_sparse``, ``m3_tokens_0`` … [n, 64];
+            ``clip_images``, ``clip_jpegs`` (the same images as JPEG) and ``clip_texts`` of length 1.
     """
 
     open: str

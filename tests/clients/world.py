@@ -114,6 +114,7 @@ def _expected(models: dict[str, Path], images: list[Path], cache: str) -> dict[s
         found["dense_64"] = model.embed(TEXTS, dimensions=64)
         found["query"] = model.embed(QUERY)[0]
         found["documents"] = model.embed(DOCUMENTS)
+        (found["chunks"],) = model.embed_chunks([TEXTS])
     with hilbert.Model(str(models["reranker"]), cache_dir=cache) as model:
         for name, raw in (("scores", False), ("logits", True)):
             ranked = model.rerank(QUERY, DOCUMENTS, raw_scores=raw)

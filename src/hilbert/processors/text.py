@@ -123,6 +123,11 @@ class TextProcessor:
         return Frame(NO_IDS, NO_IDS) if self._is_bare else Frame.of(self.tokenizer)
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return self._vocab_size
+
+    @property
     def has_token_types(self) -> bool:
         """Whether a text alone has tokens of another type than 0."""
         return self._has_token_types

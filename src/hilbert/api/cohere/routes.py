@@ -65,11 +65,11 @@ class TokenizeRoutes:
         """The text of tokens, special ones included."""
         body = await parsed(call, self._max_body_bytes, protocol.detokenize_decoder.decode)
         model = await model_for(call, self._models, body.model, Task.EMBED)
-        bad = next((i for i in body.tokens if not 0 <= i < model.spec.vocab_size), None)
+        bad = next((i for i in body.tokens if not 0 <= i < model.processor.vocab_size), None)
         if bad is not None:
             raise InvalidInput(
                 f"tokens holds {bad}, which the model does not have; ids go from 0 to "
-                f"{model.spec.vocab_size - 1}.",
+                f"{model.processor.vocab_size - 1}.",
                 param="tokens",
             )
         text = await offload(

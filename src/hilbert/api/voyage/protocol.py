@@ -59,6 +59,7 @@ class MultimodalUsage(msgspec.Struct):
 
     text_tokens: int
     image_pixels: int
+    video_pixels: int
     total_tokens: int
 
 
@@ -201,7 +202,14 @@ def multimodal_json(
     return b'{"object":"list","data":%s,"model":%s,"usage":%s}' % (
         order.items(result, default, 0, len(order.request.inputs)),
         orjson.dumps(model),
-        orjson.dumps({"text_tokens": num_text_tokens, "image_pixels": 0, "total_tokens": result.num_tokens}),
+        orjson.dumps(
+            {
+                "text_tokens": num_text_tokens,
+                "image_pixels": 0,
+                "video_pixels": 0,
+                "total_tokens": result.num_tokens,
+            }
+        ),
     )
 
 
