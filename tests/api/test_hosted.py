@@ -100,7 +100,7 @@ def test_cohere_cuts_the_end_the_start_or_nothing(server, processor):
         return reply.json().get("embeddings", reply.json())
 
     assert row() == row(truncate="END") == row(truncate="end")
-    last = processor.encode(EmbedRequest((LONG,), truncate_left=True), 0)[0].input_ids.tolist()
+    last = processor.encode(EmbedRequest((LONG,), truncation_side="left"), 0)[0].input_ids.tolist()
     as_ids = server.post("/v1/embeddings", {"input": [last]}).json()["data"][0]["embedding"]
     assert row(truncate="START")["float"] == [as_ids] != row()["float"]
     assert row(max_tokens=5)["float"] == row(texts=["one two three"])["float"] != row()["float"]

@@ -5,7 +5,9 @@ Flags whose effect needs a GPU, a hub or a crash have their tests in the files b
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -73,6 +75,31 @@ def test_task(start, static) -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_default_prompt_truncation_and_the_hubs_cache(start, static, tmp_path) -> None:
+    commit = "0" * 40
+    folder = tmp_path / "models--org--name"
+    shutil.copytree(static, folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(commit)
+    file = folder / "snapshots" / commit / "tokenizer.json"
+    limit = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation": limit}))
+    where = ("-m", "org/name", "--hub-cache-dir", str(tmp_path), "--prompts", '{"q": "hotel "}')
+    told = start(*where, "--default-prompt-name", "q", "--no-auto-truncate", HF_HUB_OFFLINE="1")
+    plain = start(*where, HF_HUB_OFFLINE="1")
+
+    def vector(server, text, **more):
+        return server.post([text], **more).json()["data"][0]["embedding"]
+
+    assert vector(told, "room") == vector(plain, "hotel room") != vector(plain, "room")
+    long = "room one two three four five"
+    assert told.post([long]).status_code == 400 and plain.post([long]).status_code == 200
+    assert told.post([long], truncate=True).status_code == 200
+    assert plain.post([long], truncate=False).status_code == 400
+    refused = hilbert("serve", "-m", static, "--default-prompt-name", "x", "--port", "0")
+    assert refused.returncode != 0 and "has no prompt 'x'" in refused.stderr
+
+
 def test_port(start, static) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -121,7 +148,7 @@ def test_url_prefix_and_redirect_slash(start, static) -> None:
     assert (home.status_code, home.headers["location"]) == (307, "/embed/docs")
     plain = start("-m", static, "--redirect-slash", "")
     assert plain.post(["a"], "/embed/embeddings").status_code == 404
-    assert plain.get("/").status_code == 404
+    assert (plain.get("/").status_code, plain.get("/").text) == (200, "")  # health, as in TEI
 
 
 def test_proxy_root_path(start, static) -> None:

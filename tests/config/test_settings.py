@@ -19,7 +19,7 @@ def settings(*argv: str, **environ: str) -> ServerSettings:
 
 
 def infinity(*argv: str, **environ: str) -> ServerSettings:
-    return load(argv, environ, infinity=True)[0]
+    return load(argv, environ, "v2")[0]
 
 
 # A value for every option that differs from its default: flag text, and what must come out.
@@ -35,6 +35,7 @@ OTHER = {
     "task": ("rerank", "rerank"),
     "pooling": ("cls", "cls"),
     "prompts": ('{"query": "q: "}', (("query", "q: "),)),
+    "default_prompt_name": ("query", "query"),
     "embedding_dtype": ("int8", "int8"),
     "max_batch_tokens": ("2048", 2048),
     "max_batch_requests": ("32", 32),
@@ -61,6 +62,7 @@ OTHER = {
     "header_timeout": ("4.5", 4.5),
     "idle_timeout": ("5.5", 5.5),
     "token": ("hf_x", "hf_x"),
+    "hub_cache_dir": ("hub", "hub"),
     "cache_dir": ("graphs", "graphs"),
     "threads": ("3", 3),
     "memory": ("8GB", "8GB"),
@@ -68,6 +70,7 @@ OTHER = {
     "load_timeout": ("5", 5.0),
     "max_queued_tokens": ("5000", 5000),
     "max_concurrent_requests": ("7", 7),
+    "auto_truncate": ("false", False),
     "max_client_batch_size": ("16", 16),
     "max_body_bytes": ("1000", 1000),
     "body_timeout": ("3.5", 3.5),
@@ -237,7 +240,7 @@ def test_v2_accepts_all_flags_of_infinity_and_says_which_mean_nothing() -> None:
         "--no-preload-only --host h --port 1 --url-prefix /p --redirect-slash /d --log-level trace "
         "--permissive-cors --api-key k --proxy-root-path /r"
     )
-    found, notes = load(argv, {}, infinity=True)
+    found, notes = load(argv, {}, "v2")
     assert found.models[0].max_batch_requests == 8
     for flag in (
         "--no-model-warmup",
@@ -257,8 +260,8 @@ def test_v2_accepts_all_flags_of_infinity_and_says_which_mean_nothing() -> None:
 def test_those_flags_are_unknown_to_serve_and_silent_by_default() -> None:
     with pytest.raises(BadSetting):
         settings("--bettertransformer")
-    assert load((), {}, infinity=True)[1] == []
-    assert load((), {"INFINITY_COMPILE": "1"}, infinity=True)[1] != []
+    assert load((), {}, "v2")[1] == []
+    assert load((), {"INFINITY_COMPILE": "1"}, "v2")[1] != []
 
 
 def test_optimum_is_onnx_wherever_an_engine_is_named(tmp_path) -> None:
@@ -276,9 +279,9 @@ def test_optimum_is_onnx_wherever_an_engine_is_named(tmp_path) -> None:
 
 
 def test_infinitys_words_for_values() -> None:
-    assert load(("--engine", "optimum"), {}, infinity=True)[0].models[0].engine == "onnx"
+    assert load(("--engine", "optimum"), {}, "v2")[0].models[0].engine == "onnx"
     assert infinity("--engine", "ctranslate2", "--dtype", "int8").models[0].engine == "ctranslate2"
-    found, notes = load(("--device", "tensorrt"), {}, infinity=True)
+    found, notes = load(("--device", "tensorrt"), {}, "v2")
     assert found.models[0].device == "cuda" and len(notes) == 1 and "tensorrt" in notes[0]
     found, notes = load((), {"INFINITY_DEVICE": "tensorrt"})
     assert found.models[0].device == "cuda" and len(notes) == 1
@@ -298,5 +301,5 @@ def test_device_id() -> None:
     assert [m.device for m in two.models] == ["cuda:0", "cuda:1"]
     with pytest.raises(BadSetting, match="one GPU"):
         infinity("--device", "cuda", "--device-id", "0,1")
-    notes = load(("-m", "a", "-m", "b", "--device", "cpu", "--device-id", "0"), {}, infinity=True)[1]
+    notes = load(("-m", "a", "-m", "b", "--device", "cpu", "--device-id", "0"), {}, "v2")[1]
     assert len(notes) == 1 and "--device cuda" in notes[0]

@@ -67,7 +67,7 @@ def test_hilbert_commands_are_real() -> None:
         if words[0] != "hilbert":
             continue
         seen += 1
-        if words[1] in ("serve", "v2"):
+        if words[1] in ("serve", "v2", "tei"):
             from_flags(words[2:], OPTIONS)
             continue
         command = get_command(app)

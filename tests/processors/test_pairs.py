@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hilbert import hub
 from hilbert.errors import InputTooLong, InvalidInput
-from hilbert.processors import PairProcessor, TextProcessor, pair_processor
+from hilbert.processors import PairProcessor, PairProcessors, TextProcessor, pair_processor
 from hilbert.processors.frame import longest_first
 from hilbert.testing.models import tiny_model
 
@@ -70,6 +70,19 @@ def test_ids_and_types_are_those_of_the_reference(folder, reference, pairs, quer
             assert (got.tolist() if got is not None else [0] * len(expected)) == types
         else:
             assert sequence.token_type_ids is None
+
+
+def test_cut_on_the_other_side(folder, reference):
+    pairs = PairProcessors(TextProcessor(hub.resolve(str(folder))))
+    assert pairs.cutting("right") is pairs.cutting(None)
+    reference.tokenizer.truncation_side = "left"
+    try:
+        found = pairs.cutting("left").encode(MIDDLE, DOCUMENTS, True, 7)
+        for sequence, document in zip(found.sequences, DOCUMENTS, strict=True):
+            expected = reference.preprocess([(MIDDLE, document)])["input_ids"][0].tolist()
+            assert sequence.input_ids.tolist() == expected, document
+    finally:
+        reference.tokenizer.truncation_side = "right"
 
 
 def test_a_query_that_was_cut_is_reported(pairs):

@@ -77,6 +77,27 @@ def test_lower_case_length_and_prompt_as_sentence_transformers(family, tmp_path)
     assert_same(model, processor, TEXTS, prompt="QUERY: the ")
 
 
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "static"])
+def test_cut_on_the_other_side_as_sentence_transformers(family, tmp_path):
+    more = {} if family == "static" else {"max_seq_length": 20}
+    folder = tiny_model(family, tmp_path / "model", **more)
+    processor, model = TextProcessor(hub.resolve(str(folder))), reference(folder)
+    assert processor.cutting("right") is processor is processor.cutting(None)
+    left = processor.cutting("left")
+    assert left.truncates_left and processor.cutting("left") is left
+    if family != "static":
+        model.tokenizer.truncation_side = "left"
+    assert_same(model, left, TEXTS)
+    texts = (*TEXTS, "a b c d e f " * 9)
+    for side, cuts in (("left", left), ("right", processor)):
+        found = encode(processor, *texts, truncation_side=side)
+        for ours, theirs in zip(found, encode(cuts, *texts), strict=True):
+            np.testing.assert_array_equal(ours.input_ids, theirs.input_ids)
+    if family != "static":
+        ids = np.arange(1, 31, dtype=np.int32)
+        assert encode(processor, ids, truncation_side="left")[0].input_ids.tolist() == list(range(11, 31))
+
+
 @pytest.mark.parametrize("flags", [{"do_lower_case": False}, {"strip_accents": False}, {}])
 def test_berts_flags_in_tokenizer_config_win(flags, tmp_path):
     folder = tiny_model("bert", tmp_path / "model")
@@ -424,11 +445,13 @@ def test_a_request_may_cut_from_the_left_and_to_fewer_tokens(processor):
         tokenizer = Tokenizer.from_file(str(Path(processor.spec.path) / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.enable_truncation(size, direction="left" if left else "right")
-        request = EmbedRequest(texts, truncate_left=left, max_tokens=None if size == 256 else size)
+        request = EmbedRequest(
+            texts, truncation_side="left" if left else None, max_tokens=None if size == 256 else size
+        )
         got = [s.input_ids.tolist() for s in processor.encode(request, 1)]
         assert got == [e.ids for e in tokenizer.encode_batch(list(texts))], (size, left)
     ids = np.arange(1000, 1400, dtype=np.int32)
-    (cut,) = processor.encode(EmbedRequest((ids,), truncate_left=True, max_tokens=7), 1)
+    (cut,) = processor.encode(EmbedRequest((ids,), truncation_side="left", max_tokens=7), 1)
     assert cut.input_ids.tolist() == ids[-7:].tolist()
     with pytest.raises(InputTooLong, match="at most 20"):
         processor.encode(EmbedRequest((long,), truncate=False, max_tokens=20), 1)

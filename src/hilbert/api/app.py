@@ -26,6 +26,7 @@ from hilbert.api.runpod import runpod_routes
 from hilbert.api.service import service_routes
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie import sie_routes
+from hilbert.api.tei import tei_rerank, tei_routes
 from hilbert.api.voyage import voyage_routes
 from hilbert.errors import EngineError, ServingError
 from hilbert.models import Registry
@@ -108,7 +109,8 @@ def make_app(
     for base in bases:
         routes += cohere_v2_routes(models, settings, f"{base}/v2")
         routes += sie_routes(models, settings, base)
-        routes += infinity_routes(models, settings, base)
+        routes += infinity_routes(models, settings, base, [tei_rerank(models, settings)])
+        routes += tei_routes(models, settings, base)
     routes += admin_routes(models, settings, read_config)
     metrics = metrics or Metrics(lambda: [m.metrics for m in models.list()])
     metrics.read_usage = gate.usage.rows
@@ -216,13 +218,13 @@ async def _handled(handler: Handler, call: Call, dialect: Dialect) -> Reply:
     except ServingError as error:
         if error.status >= 500:
             logger.warning("request %s: %s: %s", call.request_id.decode(), error.code, error.message)
-        return dialect.error(error)
+        return (call.dialect or dialect).error(error)
     except (ClientGone, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # the panic of a native library is no Exception
         request_id = call.request_id.decode()
         logger.exception("request %s failed unexpectedly: %s %s", request_id, call.method, call.path)
-        return dialect.error(
+        return (call.dialect or dialect).error(
             EngineError(f"Internal error. The server's log has the details under request id {request_id}.")
         )
 

@@ -47,6 +47,14 @@ def short_floats(values: FloatArray) -> list[float]:
     return found
 
 
+def truncates(*said: object) -> bool | None:
+    """Whether long inputs are cut, from the fields that may say so; None where none does.
+
+    A false one wins.
+    """
+    return False if False in said else True if True in said else None
+
+
 class MalformedRequest(InvalidInput):
     """The body has not the form that the route asks for (as opposed to values that a model refuses)."""
 

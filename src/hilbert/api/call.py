@@ -15,12 +15,28 @@ from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from hilbert.access import ANONYMOUS, Key
-from hilbert.errors import InvalidInput, PayloadTooLarge, RequestTooSlow
+from hilbert.errors import InvalidInput, PayloadTooLarge, RequestTooSlow, ServingError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+
+class Dialect(Protocol):
+    """How one family of routes words its errors."""
+
+    def error(self, error: ServingError) -> Reply:
+        """An error that was raised on purpose."""
+        ...
+
+    def no_route(self, call: Call) -> Reply:
+        """404: nothing lives at this path."""
+        ...
+
+    def wrong_method(self, call: Call, allowed: str) -> Reply:
+        """405: the path exists, but not for this method."""
+        ...
 
 
 class Counted(Protocol):
@@ -81,12 +97,15 @@ class Call:
         peer: the address at the other end of the connection; None for a unix socket.
         body_seconds: how long a body may take to arrive; a large one gets more, by its size.
         key: who asks; set at the gate.
+        dialect: whose words errors are in, where the body decides that; None leaves it to the route.
         num_tokens: what the request has used so far.
         reply_headers: to be sent with whatever the reply is.
     """
 
     __slots__ = (
+        "_unread",
         "body_seconds",
+        "dialect",
         "headers",
         "key",
         "method",
@@ -122,6 +141,8 @@ class Call:
         self.query = b""
         self.peer = peer
         self.key = ANONYMOUS
+        self.dialect: Dialect | None = None
+        self._unread: bytes | None = None
         self.num_tokens = 0
         self.reply_headers: tuple[tuple[bytes, bytes], ...] = ()
         given = headers.get(b"x-request-id")
@@ -130,7 +151,7 @@ class Call:
         )
 
     async def body(self, max_bytes: int) -> bytes:
-        """The whole body.
+        """The whole body, once.
 
         Raises:
             PayloadTooLarge: it has more than `max_bytes`; what came is drained, so the client can read this.
@@ -138,6 +159,9 @@ class Call:
             RequestTooSlow: it does not arrive in time.
             ClientGone: the connection closed in the middle.
         """
+        if self._unread is not None:
+            raw, self._unread = self._unread, None
+            return raw
         encoding = self.headers.get(b"content-encoding", b"identity")
         if encoding not in (b"identity", b""):
             raise InvalidInput(
@@ -157,6 +181,10 @@ class Call:
                 f"The request body did not arrive within {self.body_seconds:g} s (--body-timeout), and "
                 f"a second for each {_SLOWEST_BYTES_PER_SECOND} bytes that came; send it faster."
             ) from None
+
+    def unread(self, raw: bytes) -> None:
+        """Put the body back, for whoever reads it next."""
+        self._unread = raw
 
     async def _read(self, max_bytes: int, limit: asyncio.Timeout) -> bytes:
         message = await self._next()

@@ -101,7 +101,7 @@ class ClassifyRoute:
                 "(--max-client-batch-size).",
                 param="input",
             )
-        request = ClassifyRequest(inputs, body.raw_scores is True, body.truncate is not False)
+        request = ClassifyRequest(inputs, body.raw_scores is True, body.truncate)
         return _Order(body.model, request)
 
     def _write(self, result: ClassifyResult, model: str) -> bytes:

@@ -26,7 +26,11 @@ async def parsed(call: Call, max_bytes: int, parse: Callable[[bytes], Parsed]) -
     Raises:
         ClientError: the body is too large, or `parse` refused it.
     """
-    raw = await call.body(max_bytes)
+    return await read(await call.body(max_bytes), parse)
+
+
+async def read(raw: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
+    """A body that is here already, likewise."""
     return parse(raw) if len(raw) < _INLINE_BODY_BYTES else await offload(parse, raw)
 
 

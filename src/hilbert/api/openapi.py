@@ -22,6 +22,8 @@ from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie.errors import SieDialect
 from hilbert.api.sie.protocol import EncodeBody, ScoreBody, SieError
+from hilbert.api.tei import protocol as tei
+from hilbert.api.tei.errors import TeiDialect
 from hilbert.api.voyage.protocol import ContextualizedBody, MultimodalBody
 
 _REF = "#/components/schemas/{name}"
@@ -36,6 +38,11 @@ _FAILURES = {
     "500": "The model failed on this input",
     "503": "Loading, recovering, shutting down, or too late; see Retry-After",
 }
+_TEI_FAILURES = {
+    "400": "An input is empty",
+    "422": "The body has the wrong form, or a value or an input is refused",
+    "424": "The model cannot do this, or failed on this input",
+}
 _TEXTS = ["Hilbert's hotel always has room.", "One more guest."]
 _EXAMPLES: dict[Any, dict[str, Any]] = {
     EmbeddingsBody: {"model": "default", "input": _TEXTS},
@@ -49,6 +56,14 @@ _EXAMPLES: dict[Any, dict[str, Any]] = {
     ModelBody: {"model": "default"},
     RerankBody: {"model": "default", "query": "Where is room?", "documents": _TEXTS, "top_n": 1},
     ScoreBody: {"query": {"text": "Where is room?"}, "items": [{"id": "a", "text": _TEXTS[0]}]},
+    tei.TeiEmbedBody: {"inputs": _TEXTS},
+    tei.TeiTokenVectorsBody: {"inputs": _TEXTS},
+    tei.TeiPredictBody: {"inputs": [["One text."], ["A text", "and its pair."]]},
+    tei.TeiSimilarityBody: {"inputs": {"source_sentence": "Where is room?", "sentences": _TEXTS}},
+    tei.TeiTokenizeBody: {"inputs": _TEXTS},
+    tei.TeiDecodeBody: {"ids": [101, 102]},
+    tei.TeiVertexBody: {"instances": [{"inputs": _TEXTS[0]}]},
+    tei.TeiAnyBody: {"inputs": _TEXTS},
     EncodeBody: {"items": [{"id": "a", "text": _TEXTS[0]}], "params": {"output_types": ["dense"]}},
 }
 
@@ -58,8 +73,7 @@ def document(routes: Iterable[Route], settings: ApiSettings, prefix: str = "") -
     documented = [route for route in routes if route.summary]
     types = {t for route in documented for t in (route.request, route.response) if t is not None}
     errors = {_error_type(route) for route in documented} | {FormError}
-    ordered = sorted(types | errors, key=lambda t: t.__name__)
-    _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
+    _, schemas = msgspec.json.schema_components(sorted(types | errors, key=repr), ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for route in documented:
         path = route.path.removesuffix("*") + ("{id}" if route.path.endswith("*") else "")
@@ -73,7 +87,7 @@ def document(routes: Iterable[Route], settings: ApiSettings, prefix: str = "") -
             "version": __version__,
             "description": "Embeddings, reranking and classification over HTTP. `/v1` speaks OpenAI's "
             "dialect beside Cohere's, Jina's and Voyage's (`/v1/encode` SIE's), `/v2` Cohere's, the bare "
-            "routes Infinity's.",
+            "routes Infinity's and TEI's.",
         },
         "servers": [{"url": settings.proxy_root_path.rstrip("/") + prefix or "/"}],
         "paths": paths,
@@ -118,6 +132,8 @@ def _success(route: Route) -> dict[str, Any]:
 def _failures(route: Route) -> dict[str, Any]:
     error = {"application/json": _json(_error_type(route))}
     failures: dict[str, Any] = {s: {"description": d, "content": error} for s, d in _FAILURES.items()}
+    if isinstance(route.dialect, TeiDialect):
+        failures |= {s: {"description": d, "content": error} for s, d in _TEI_FAILURES.items()}
     if isinstance(route.dialect, InfinityDialect):
         del failures["404"]
         for status in ("401", "413"):
@@ -127,7 +143,7 @@ def _failures(route: Route) -> dict[str, Any]:
             "content": {"application/json": _json(FormError)},
         }
     if route.request is None:
-        for status in ("400", "413", "422", "429", "500", "503"):
+        for status in ("400", "413", "422", "424", "429", "500", "503"):
             failures.pop(status, None)
     return failures
 
@@ -138,8 +154,11 @@ def _error_type(route: Route) -> Any:
         return CohereError
     if isinstance(route.dialect, SharedDialect):
         return SharedError
+    if isinstance(route.dialect, TeiDialect):
+        return tei.TeiError
     return SieError if isinstance(route.dialect, SieDialect) else ErrorBody
 
 
 def _json(type_: Any) -> dict[str, Any]:
-    return {"schema": {"$ref": _REF.format(name=type_.__name__)}}
+    (schema,), _ = msgspec.json.schema_components([type_], ref_template=_REF)
+    return {"schema": schema}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from hilbert.api.body import BodyDecoder, MalformedRequest, about, short_floats
+from hilbert.api.body import BodyDecoder, MalformedRequest, about, short_floats, truncates
 from hilbert.api.call import Call, Reply
 from hilbert.api.exchange import model_for, parsed, written
 from hilbert.api.settings import ApiSettings
@@ -139,7 +139,7 @@ class RerankRoute:
             tuple([_text(item, "documents", i, body.rank_fields) for i, item in enumerate(documents)]),
             top_k if body.top_n is None else body.top_n,
             Scale.RAW if body.raw_scores else Scale.SIGMOID,
-            body.truncate is not False and body.truncation is not False,
+            truncates(body.truncate, body.truncation),
             prompt=body.prompt,
             max_document_tokens=max_tokens,
         )

@@ -7,28 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from hilbert.api.call import Call, Reply
-from hilbert.errors import ServingError
+import msgspec
+
+from hilbert.api.call import Call, Dialect, Reply
+
+__all__ = ["ByField", "Claim", "Dialect", "Handler", "Route", "Router"]
 
 Handler = Callable[[Call], Awaitable[Reply]]
-
-
-class Dialect(Protocol):
-    """How one family of routes words its errors."""
-
-    def error(self, error: ServingError) -> Reply:
-        """An error that was raised on purpose."""
-        ...
-
-    def no_route(self, call: Call) -> Reply:
-        """404: nothing lives at this path."""
-        ...
-
-    def wrong_method(self, call: Call, allowed: str) -> Reply:
-        """405: the path exists, but not for this method."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +39,50 @@ class Route:
     request: Any = None
     response: Any = None
     is_deprecated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What makes a body one dialect's own: a member at its top, such as ``texts``."""
+
+    field: str
+    handler: Handler
+    dialect: Dialect
+
+
+class ByField:
+    """Handles a path that several dialects claim: the members of the body say whose it is.
+
+    Args:
+        usual: handles what nobody claims.
+        max_bytes: bytes that a body may have.
+        claims: of two that fit the first wins.
+    """
+
+    def __init__(self, usual: Handler, max_bytes: int, *claims: Claim) -> None:
+        self._usual = usual
+        self._max_bytes = max_bytes
+        self._claims = [(b'"%s"' % claim.field.encode(), claim) for claim in claims]
+
+    async def __call__(self, call: Call) -> Reply:
+        """Find out whose the body is, and let them answer in their words."""
+        raw = await call.body(self._max_bytes)
+        call.unread(raw)
+        near = [claim for name, claim in self._claims if name in raw]
+        members = _members(raw) if near else frozenset()
+        for claim in near:
+            if claim.field in members:
+                call.dialect = claim.dialect
+                return await claim.handler(call)
+        return await self._usual(call)
+
+
+def _members(raw: bytes) -> frozenset[str]:
+    """The names of an object's members; none where it is no object, which its handler will say."""
+    try:
+        return frozenset(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]))
+    except (ValueError, RecursionError):
+        return frozenset()
 
 
 @dataclass(frozen=True, slots=True)

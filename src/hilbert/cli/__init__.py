@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_SERVE_VERBS = ("serve", "v2")
+_SERVE_VERBS = ("serve", "v2", "tei")
 # What `[serve]` brings: a missing one of these means that the bare package is installed.
 _SERVE_MODULES = frozenset(
     {
@@ -81,7 +81,7 @@ def _serve(verb: str, flags: list[str]) -> int:
         from hilbert.errors import ServingError
 
         try:
-            settings, notes = load(flags, os.environ, infinity=verb == "v2")
+            settings, notes = load(flags, os.environ, verb)
         except BadSetting as error:
             return _fail(f"hilbert {verb}: {error}", error.exit_code)
         for note in notes:
@@ -94,7 +94,7 @@ def _serve(verb: str, flags: list[str]) -> int:
             from hilbert.cli.serve import serve
 
             adopted, worker = worker, None
-            return serve(settings, adopted, lambda: load(flags, os.environ, infinity=verb == "v2")[0])
+            return serve(settings, adopted, lambda: load(flags, os.environ, verb)[0])
         except ServingError as error:
             return _fail(f"hilbert: {error.message}", 1)
     finally:

@@ -79,6 +79,12 @@ def runpod() -> None:
     raise AssertionError("the worker is started before typer is imported")
 
 
+@app.command(add_help_option=False)
+def tei() -> None:
+    """As serve, with the command line of text-embeddings-inference."""
+    raise AssertionError("serving is started before typer is imported")
+
+
 @config.command(context_settings=_PASSED_ON)
 def show(context: typer.Context, config: ConfigFile = None) -> None:
     """Print every setting, its value and who said so. Takes the flags of `hilbert serve`, too."""
@@ -121,6 +127,7 @@ def pull(
         revision=settings.models[0].revision or None,
         token=settings.token or None,
         trust_remote_code=settings.models[0].trust_remote_code,
+        cache_dir=settings.hub_cache_dir or None,
         own_cache=settings.cache_dir,
     )
     typer.echo(spec.path)

@@ -79,6 +79,7 @@ class ModelLoader:
             aliases=entry.aliases,
             request_timeout_seconds=self._settings.request_timeout,
             embedding_dtype=OutputDtype(model.embedding_dtype),
+            truncates=self._settings.auto_truncate,
             media=self._media,
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hilbert.config import ModelSettings, ServerSettings
 from hilbert.core import ModelSpec, Task, with_task
-from hilbert.core.changes import with_pooling, with_prompts
+from hilbert.core.changes import with_default_prompt, with_pooling, with_prompts
 from hilbert.errors import InvalidInput
 from hilbert.hub import resolve
 from hilbert.hub.artifacts import read_manifest
@@ -19,11 +19,13 @@ def resolve_model(model: ModelSettings, settings: ServerSettings) -> ModelSpec:
     Raises:
         ModelError: they cannot be had or read.
         UnsupportedTask: the model cannot be served for the task that was asked for.
+        InvalidInput: it has no such pooling or prompt.
     """
     spec = resolve(
         model.model_id,
         revision=model.revision or None,
         token=settings.token or None,
+        cache_dir=settings.hub_cache_dir or None,
         trust_remote_code=model.trust_remote_code,
         own_cache=settings.cache_dir,
     )
@@ -35,6 +37,8 @@ def resolve_model(model: ModelSettings, settings: ServerSettings) -> ModelSpec:
         spec = with_pooling(spec, model.pooling)
     if model.prompts:
         spec = with_prompts(spec, model.prompts)
+    if model.default_prompt_name:
+        spec = with_default_prompt(spec, model.default_prompt_name)
     return spec if model.task == "auto" else with_task(spec, Task(model.task))
 
 

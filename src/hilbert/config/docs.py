@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hilbert.config import tei
 from hilbert.config.infinity import HIDDEN
 from hilbert.config.load import MODEL_OPTIONS, SERVER_OPTIONS
 from hilbert.config.option import Option
@@ -39,6 +40,19 @@ means `cuda:1`. With `--embedding-dtype` a request may still name another `outpu
 """
 
 
+_TEI = """\
+## Coming from text-embeddings-inference
+
+`hilbert tei …` takes TEI's command line and its environment variables, which have no prefix
+({variables}).
+It listens on `0.0.0.0:3000` by default, answers `GET /` with its health, and lets pages of any origin
+call unless `--cors-allow-origin` names some. Limits that only refuse keep the wider defaults of Hilbert.
+`--default-prompt TEXT` is put before inputs of requests that name no prompt; `--pooling splade` means
+`--task sparse_embed`. `--dense-path` is refused: every Dense module that the model names is applied.
+These flags are accepted, have no effect here and say so once: {flags}.
+"""
+
+
 def configuration_page() -> str:
     """The page as Markdown."""
     silent = [option.flag for option in HIDDEN if option.name != "device_id"]
@@ -54,6 +68,10 @@ def configuration_page() -> str:
             _table(SERVER_OPTIONS),
             "",
             _INFINITY.format(flags=", ".join(f"`{flag}`" for flag in silent)),
+            _TEI.format(
+                variables=", ".join(f"`{name}`" for name in tei.VARIABLES),
+                flags=", ".join(f"`--{name.replace('_', '-')}`" for name in tei.MEANINGLESS),
+            ),
         ]
     )
 

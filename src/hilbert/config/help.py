@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 
+from hilbert.config import tei
 from hilbert.config.load import MODEL_OPTIONS, SERVER_OPTIONS
 from hilbert.config.option import Option
 
@@ -30,13 +32,16 @@ def help_text(verb: str = "serve") -> str:
         "",
         "Models (one value for all models, or one for each):",
     ]
-    lines += [line for option in MODEL_OPTIONS for line in _paragraph(option, verb)]
+    names = tei.named if verb == "tei" else tuple
+    lines += [line for option in names(MODEL_OPTIONS) for line in _paragraph(option, verb)]
     lines += ["", "Server:"]
-    lines += [line for option in SERVER_OPTIONS for line in _paragraph(option, verb)]
+    lines += [line for option in names(SERVER_OPTIONS) for line in _paragraph(option, verb)]
     return "\n".join([*lines, f"  {'--help, -h':<{_COLUMN - 2}}show this", ""])
 
 
 def _default(option: Option, verb: str) -> str:
+    if verb == "tei" and option.name in tei.DEFAULTS:
+        option = dataclasses.replace(option, default=tei.DEFAULTS[option.name], default_note="")
     if option.default_note:
         return option.default_note.replace("`", "")
     if option.kind is bool:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hilbert.config import tei
 from hilbert.config.file import FileSettings, read_file
 from hilbert.config.infinity import HIDDEN, note_hidden, translate, with_device_ids
 from hilbert.config.option import Option, options_of
@@ -44,27 +45,37 @@ class Effective:
 
 
 def load(
-    argv: Sequence[str], environ: Mapping[str, str], *, infinity: bool = False
+    argv: Sequence[str], environ: Mapping[str, str], verb: str = "serve"
 ) -> tuple[ServerSettings, list[str]]:
     """The settings of ``hilbert serve`` with these arguments, and what its user should be told.
 
     Args:
         argv: what follows the verb.
         environ: the environment.
-        infinity: ``hilbert v2``: Infinity's defaults, hidden flags and exit codes.
+        verb: ``v2`` has Infinity's defaults, hidden flags and exit codes, ``tei`` TEI's names.
 
     Raises:
         BadSetting: some value cannot be used.
     """
-    found = effective(argv, environ, infinity=infinity)
+    found = effective(argv, environ, verb)
     return found.settings, list(found.notes)
 
 
-def effective(argv: Sequence[str], environ: Mapping[str, str], *, infinity: bool = False) -> Effective:
+def effective(argv: Sequence[str], environ: Mapping[str, str], verb: str = "serve") -> Effective:
     """As `load`, with the origin of every setting."""
     notes: list[str] = []
-    if not infinity:
-        sources: list[Source] = [from_flags(argv, OPTIONS), _environment(environ, notes)]
+    sources: list[Source]
+    if verb == "tei":
+        named = (*tei.named(OPTIONS), *tei.HIDDEN)
+        sources = [
+            tei.translate(source)
+            for source in (from_flags(tei.words(argv), named), from_environment(environ, named))
+        ]
+        tei.note_hidden(sources, notes)
+        settings, origins = _combined(sources, environ, tei.defaults(sources))
+        return Effective(settings, origins, tuple(notes))
+    if verb != "v2":
+        sources = [from_flags(argv, OPTIONS), _environment(environ, notes)]
         settings, origins = _combined(sources, environ)
         return Effective(settings, origins, tuple(notes))
     options = (*OPTIONS, *HIDDEN)

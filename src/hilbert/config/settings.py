@@ -142,6 +142,13 @@ class ModelSettings:
         default_note="the model's own",
         per_model=True,
     )
+    default_prompt_name: str = option(
+        "",
+        "name of the prompt that stands before inputs where a request names none",
+        metavar="NAME",
+        default_note="what the model's files say",
+        per_model=True,
+    )
     embedding_dtype: EmbeddingDtype = option(
         "float32",
         "type of the vectors in answers to requests that name none",
@@ -307,6 +314,12 @@ class ServerSettings:
         default_note="what `HF_TOKEN` or the hub's own login says",
         secret=True,
     )
+    hub_cache_dir: str = option(
+        "",
+        "folder for models from the hub",
+        metavar="FOLDER",
+        default_note="`HF_HUB_CACHE`, as for the hub's own tools",
+    )
     cache_dir: str = option(
         "",
         "folder for traced graphs",
@@ -344,6 +357,10 @@ class ServerSettings:
     )
     max_concurrent_requests: int = option(
         1024, "requests that may be in work for a model; one more is answered 429", minimum=1
+    )
+    auto_truncate: bool = option(
+        True,
+        "cut inputs that are too long for the model where a request does not say; otherwise they are refused",
     )
     max_client_batch_size: int = option(
         2048, "texts that one request may carry", minimum=1, infinity="MAX_CLIENT_BATCH_SIZE"

@@ -5,12 +5,14 @@ tokens, ``S`` padded length, ``D`` hidden size, ``E`` embedding size, ``V`` voca
 """
 
 from hilbert.core.calls import (
+    Classified,
     ClassifyRequest,
     ClassifyResult,
     EncodeResult,
     RerankRequest,
     RerankResult,
     Scale,
+    Token,
 )
 from hilbert.core.media import Media, MediaRef, Modality
 from hilbert.core.quantize import OutputDtype, quantize
@@ -26,6 +28,7 @@ from hilbert.core.request import (
     OutputType,
     Request,
     Sequence,
+    Side,
     SparseVector,
     Timing,
 )
@@ -64,6 +67,7 @@ __all__ = [
     "Batch",
     "BatchOutput",
     "ChatSpec",
+    "Classified",
     "ClassifierModule",
     "ClassifyRequest",
     "ClassifyResult",
@@ -92,6 +96,7 @@ __all__ = [
     "RerankResult",
     "Scale",
     "Sequence",
+    "Side",
     "SparseCodeModule",
     "SparseVector",
     "SpladeModule",
@@ -100,6 +105,7 @@ __all__ = [
     "TextProjectionModule",
     "TextTower",
     "Timing",
+    "Token",
     "TokenVectorsModule",
     "TokenWeightsModule",
     "Tower",

@@ -8,9 +8,10 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from hilbert.core.request import FloatArray, SparseVector, Timing
+from hilbert.core.request import FloatArray, Side, SparseVector, Timing
 
 IndexArray = npt.NDArray[np.int64]
+Classified = str | tuple[str, str]
 
 
 class Scale(StrEnum):
@@ -55,21 +56,24 @@ class RerankRequest:
         documents: at least one.
         top_n: return only so many of the best; None for all.
         scale: what is done to the logits of a cross-encoder.
-        truncate: cut what is too long for the model; when false that is an error.
+        truncate: cut what is too long for the model; when false that is an error; None leaves it to the
+            server.
         timeout_seconds: give up after this time; None takes the server's limit.
         prompt: the instruction of a reranker that takes one, else text before the query; None takes the
             model's own.
         max_document_tokens: of longer documents only so many tokens are read, special ones not counted.
+        truncation_side: as in `EmbedRequest`.
     """
 
     query: str
     documents: tuple[str, ...]
     top_n: int | None = None
     scale: Scale = Scale.SIGMOID
-    truncate: bool = True
+    truncate: bool | None = True
     timeout_seconds: float | None = None
     prompt: str | None = None
     max_document_tokens: int | None = None
+    truncation_side: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +96,19 @@ class RerankResult:
 
 @dataclass(frozen=True, slots=True)
 class ClassifyRequest:
-    """One call that puts texts into classes.
+    """One call that puts texts, or pairs of texts, into classes.
 
     Attributes:
-        inputs: at least one text.
+        inputs: at least one text or pair.
         raw_scores: return the logits as they are.
-        truncate, timeout_seconds: as in `RerankRequest`.
+        truncate, timeout_seconds, truncation_side: as in `RerankRequest`.
     """
 
-    inputs: tuple[str, ...]
+    inputs: tuple[Classified, ...]
     raw_scores: bool = False
-    truncate: bool = True
+    truncate: bool | None = True
     timeout_seconds: float | None = None
+    truncation_side: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +127,20 @@ class ClassifyResult:
     scores: FloatArray
     num_tokens: int
     timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a text.
+
+    Attributes:
+        text: the part of the text that it stands for; a special token's own name.
+        is_special: it was put there by the tokenizer.
+        start, stop: bytes of the text in UTF-8, its prompt included; None for a special token.
+    """
+
+    id: int
+    text: str
+    is_special: bool
+    start: int | None
+    stop: int | None

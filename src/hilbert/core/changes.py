@@ -37,3 +37,18 @@ def with_pooling(spec: ModelSpec, pooling: str) -> ModelSpec:
 def with_prompts(spec: ModelSpec, prompts: Iterable[tuple[str, str]]) -> ModelSpec:
     """The same model with these prompts beside its own, or instead of those of the same name."""
     return msgspec.structs.replace(spec, prompts={**spec.prompts, **dict(prompts)})
+
+
+def with_default_prompt(spec: ModelSpec, name: str) -> ModelSpec:
+    """The same model with this prompt before the inputs of requests that name none.
+
+    Raises:
+        InvalidInput: it has no prompt of this name.
+    """
+    if name not in spec.prompts:
+        known = ", ".join(sorted(spec.prompts)) or "none"
+        raise InvalidInput(
+            f"{spec.model_id} has no prompt {name!r} for --default-prompt-name; it has: {known}. Give it one "
+            "with --prompts."
+        )
+    return msgspec.structs.replace(spec, default_prompt_name=name)

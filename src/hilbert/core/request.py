@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from hilbert.errors import ServingError
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 Input = str | IntArray | Media | MediaRef
+Side = Literal["left", "right"]
 
 NO_IDS: IntArray = np.empty(0, np.int32)
 """The token ids of what has none."""
@@ -47,8 +49,9 @@ class EmbedRequest:
         prompt_name: one of the model's prompts. ``""`` means none, None means the model's default.
         input_type: what the inputs are for: ``"query"``, ``"document"``, ``"classification"``,
             ``"clustering"`` or ``"similarity"``; picks the model's prompt of that meaning.
-        truncate: cut inputs to the model's length; when false a longer input is an error.
-        truncate_left: what is cut off is the beginning of a text.
+        truncate: cut inputs to the model's length; when false a longer input is an error. None leaves it to
+            the server, which cuts unless told otherwise.
+        truncation_side: where long texts are cut; None means where the model's tokenizer cuts.
         max_tokens: cut texts to so many tokens, special tokens and prompt included.
         chunks: late chunking: the inputs are the chunks of documents, and this says how many each document
             has; each chunk becomes one vector that has seen its whole document. Empty where every input
@@ -63,12 +66,12 @@ class EmbedRequest:
     prompt: str | None = None
     prompt_name: str | None = None
     input_type: str | None = None
-    truncate: bool = True
+    truncate: bool | None = True
+    truncation_side: Side | None = None
     dimensions: int | None = None
     normalize: bool | None = None
     timeout_seconds: float | None = None
     outputs: frozenset[OutputType] = DENSE_ONLY
-    truncate_left: bool = False
     max_tokens: int | None = None
     chunks: tuple[int, ...] = ()
 

@@ -77,7 +77,9 @@ class ChunkWork:
         request = self._request
         prompt = resolve_prompt(self._facts.spec, request)
         processor = ChunkProcessor(self._facts.processor)
-        self._documents = processor.encode(self._chunks, request.chunks, prompt, request.truncate)
+        self._documents = processor.encode(
+            self._chunks, request.chunks, prompt, request.truncate is not False
+        )
         return sequences_of(self._documents, request_id)
 
     def finish(self, output: Output, num_tokens: int, timing: Timing) -> EncodeResult:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from hilbert.core import (
@@ -19,14 +21,19 @@ from hilbert.core.request import FloatArray
 from hilbert.errors import ServingError
 from hilbert.models.facts import Facts
 from hilbert.models.rerank import sigmoid
+from hilbert.processors import PairProcessors, called
 
 
 class ClassifyWork:
     """Implements `Work` for sequence-classification models."""
 
-    def __init__(self, facts: Facts, request: ClassifyRequest) -> None:
+    def __init__(self, facts: Facts, pairs: PairProcessors, request: ClassifyRequest) -> None:
         self._facts = facts
+        self._pairs = pairs
         self._request = request
+        self._texts = tuple(
+            text for given in request.inputs for text in ((given,) if isinstance(given, str) else given)
+        )
         self.outputs = frozenset({OutputType.LOGITS})
         self.num_inputs = len(request.inputs)
         self.timeout_seconds = request.timeout_seconds
@@ -40,16 +47,40 @@ class ClassifyWork:
 
     def estimate_tokens(self) -> int:
         """See `Work`."""
-        return self._facts.processor.estimate_tokens(self._request.inputs)
+        truncate = self._request.truncate is not False
+        return self._facts.processor.estimate_tokens(self._texts, truncate=truncate)
 
     def is_small(self) -> bool:
-        """See `Work`."""
-        return self._facts.processor.is_small(self._request.inputs)
+        """See `Work`. What cuts on the other side may have to be made first."""
+        return self._request.truncation_side is None and self._facts.processor.is_small(self._texts)
 
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
         """See `Work`. Prompts are for embeddings; classifiers were trained without."""
-        request = EmbedRequest(self._request.inputs, prompt="", truncate=self._request.truncate)
-        return self._facts.processor.encode(request, request_id)
+        request = self._request
+        alone = EmbedRequest(
+            (), prompt="", truncate=request.truncate, truncation_side=request.truncation_side
+        )
+        if len(self._texts) == len(request.inputs):
+            return self._facts.processor.encode(replace(alone, inputs=self._texts), request_id)
+        return tuple(
+            self._one(replace(alone, inputs=(given,)), request_id, index)
+            if isinstance(given, str)
+            else self._pair(given, request_id, index)
+            for index, given in enumerate(request.inputs)
+        )
+
+    def _one(self, request: EmbedRequest, request_id: int, index: int) -> Sequence:
+        with called("input", shift=index):
+            (sequence,) = self._facts.processor.encode(request, request_id)
+        return replace(sequence, index=index)
+
+    def _pair(self, pair: tuple[str, str], request_id: int, index: int) -> Sequence:
+        request = self._request
+        with called("input", shift=index, of="documents"):
+            pairs = self._pairs.cutting(request.truncation_side).encode(
+                pair[0], pair[1:], request.truncate is not False, request_id, prompt=""
+            )
+        return replace(pairs.sequences[0], index=index)
 
     def finish(self, output: Output, num_tokens: int, timing: Timing) -> ClassifyResult:
         """See `Work`."""

@@ -52,7 +52,7 @@ class EncodeWork:
         """See `Work`."""
         request = self._request
         return self._facts.processor.estimate_tokens(
-            request.inputs, self._prompt_chars, truncate=request.truncate
+            request.inputs, self._prompt_chars, truncate=request.truncate is not False
         )
 
     async def load(self, loader: MediaLoader) -> None:
@@ -74,8 +74,11 @@ class EncodeWork:
         return any(isinstance(given, Media) for given in self._request.inputs)
 
     def is_small(self) -> bool:
-        """See `Work`."""
-        return self._facts.processor.is_small(self._request.inputs, self._prompt_chars)
+        """See `Work`. What cuts on the other side may have to be made first."""
+        request = self._request
+        return request.truncation_side is None and self._facts.processor.is_small(
+            request.inputs, self._prompt_chars
+        )
 
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
         """See `Work`."""

@@ -17,9 +17,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+NUM_THREADS = min(4, os.cpu_count() or 1)
+"""Threads of each pool."""
+
+
 @lru_cache(maxsize=2)
 def _threads(name: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix=name)
+    return ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix=name)
 
 
 async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -29,18 +29,18 @@ from hilbert.errors import ServingError, UnsupportedTask
 from hilbert.models.encode import counting_rows, strongest, uninferred
 from hilbert.models.facts import Facts
 from hilbert.models.work import Work
-from hilbert.processors import PairProcessor, called, renamed
+from hilbert.processors import PairProcessors, called, renamed
 
 # What a document without a single token vector scores: below every other, as in sentence-transformers.
 _EMPTY_DOCUMENT_SCORE = np.float32(-1e9)
 
 
-def rerank_work(facts: Facts, pairs: PairProcessor | None, request: RerankRequest) -> Work[RerankResult]:
+def rerank_work(facts: Facts, pairs: PairProcessors, request: RerankRequest) -> Work[RerankResult]:
     """How this model reranks.
 
     Args:
         facts: the model.
-        pairs: its pair processor; needed for cross-encoders only.
+        pairs: its pair processors, for cross-encoders.
         request: the call.
 
     Raises:
@@ -51,7 +51,6 @@ def rerank_work(facts: Facts, pairs: PairProcessor | None, request: RerankReques
         if facts.num_labels != 1:
             why = f"it scores {facts.num_labels} labels where a reranker has one"
             raise facts.cannot(Task.RERANK, why)
-        assert pairs is not None
         return PairWork(facts, pairs, request)
     prefers_tokens = facts.spec.task is Task.MULTI_EMBED or facts.spec.multivector is not None
     order = [OutputType.DENSE, OutputType.MULTIVECTOR, OutputType.SPARSE]
@@ -68,7 +67,7 @@ def rerank_work(facts: Facts, pairs: PairProcessor | None, request: RerankReques
 class PairWork:
     """Implements `Work` for cross-encoders."""
 
-    def __init__(self, facts: Facts, pairs: PairProcessor, request: RerankRequest) -> None:
+    def __init__(self, facts: Facts, pairs: PairProcessors, request: RerankRequest) -> None:
         self._facts = facts
         self._pairs = pairs
         self._request = request
@@ -85,18 +84,20 @@ class PairWork:
         """See `Work`."""
         request = self._request
         return self._facts.processor.estimate_tokens(
-            request.documents, len(request.query), truncate=request.truncate
+            request.documents, len(request.query), truncate=request.truncate is not False
         )
 
     def is_small(self) -> bool:
         """See `Work`."""
-        return self._facts.processor.is_small((self._request.query, *self._request.documents))
+        return _is_small(self._facts, self._request)
 
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
         """See `Work`."""
         request = self._request
         documents = clipped_documents(self._facts, request)
-        pairs = self._pairs.encode(request.query, documents, request.truncate, request_id, request.prompt)
+        pairs = self._pairs.cutting(request.truncation_side).encode(
+            request.query, documents, request.truncate is not False, request_id, request.prompt
+        )
         if pairs.num_kept < pairs.num_query_tokens:
             self._warning = _cut_warning(pairs.num_query_tokens, pairs.num_kept)
         return pairs.sequences
@@ -138,16 +139,20 @@ class SimilarityWork:
 
     def is_small(self) -> bool:
         """See `Work`."""
-        return self._facts.processor.is_small((self._request.query, *self._request.documents))
+        return _is_small(self._facts, self._request)
 
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:
         """See `Work`."""
         request, processor = self._request, self._facts.processor
         query = EmbedRequest(
-            (request.query,), prompt=request.prompt, input_type="query", truncate=request.truncate
+            (request.query,),
+            prompt=request.prompt,
+            input_type="query",
+            truncate=request.truncate,
+            truncation_side=request.truncation_side,
         )
-        documents = EmbedRequest(
-            clipped_documents(self._facts, request), input_type="document", truncate=request.truncate
+        documents = replace(
+            query, inputs=clipped_documents(self._facts, request), prompt=None, input_type="document"
         )
         queries = self._facts.static_queries
         with called("query", is_list=False):
@@ -205,6 +210,11 @@ def clipped_documents(facts: Facts, request: RerankRequest) -> tuple[str, ...]:
         return request.documents
     with called("documents"):
         return facts.processor.clipped(request.documents, request.max_document_tokens)
+
+
+def _is_small(facts: Facts, request: RerankRequest) -> bool:
+    """Whether tokenizing costs less than a thread; what cuts on the other side may have to be made first."""
+    return request.truncation_side is None and facts.processor.is_small((request.query, *request.documents))
 
 
 def ranked(

@@ -26,12 +26,12 @@ from hilbert.core import (
     ModelSpec,
     Output,
     OutputDtype,
-    OutputType,
     Request,
     RerankRequest,
     RerankResult,
     Task,
     Timing,
+    Token,
 )
 from hilbert.engine.base import EngineHandle, Health
 from hilbert.errors import (
@@ -50,10 +50,11 @@ from hilbert.models.offload import offload, offload_media
 from hilbert.models.rerank import rerank_work
 from hilbert.models.work import Work
 from hilbert.observability import ModelMetrics
-from hilbert.processors import PairProcessor, StaticQueries, TextProcessor, pair_processor
+from hilbert.processors import PairProcessors, StaticQueries, TextProcessor
 from hilbert.scheduler import Admission
 
 Result = TypeVar("Result")
+Asked = TypeVar("Asked", EmbedRequest, RerankRequest, ClassifyRequest)
 
 # Rows with more numbers than this are finished in a thread (normalising 2048 rows of 384 takes 2 ms).
 _INLINE_NUMBERS = 65_536
@@ -72,6 +73,7 @@ class ServedModel:
         engine: what runs it.
         request_timeout_seconds: limit for requests that bring none of their own; None for no limit.
         embedding_dtype: the type of its vectors where a request names none.
+        truncates: whether long inputs are cut where a request does not say.
         media: what gets the images and sounds that requests point to.
         created: unix time of loading.
         on_idle: called when the last request has left.
@@ -89,6 +91,7 @@ class ServedModel:
         aliases: AbstractSequence[str] = (),
         request_timeout_seconds: float | None = None,
         embedding_dtype: OutputDtype = OutputDtype.FLOAT32,
+        truncates: bool = True,
         media: MediaLoader | None = None,
     ) -> None:
         self.name = name
@@ -100,12 +103,13 @@ class ServedModel:
         self.metrics = metrics or ModelMetrics(name)
         self.request_timeout_seconds = request_timeout_seconds
         self.embedding_dtype = embedding_dtype
+        self.truncates = truncates
         self.media = media or MediaLoader()
         self.created = int(time.time())
         self.on_idle: Callable[[], None] | None = None
         static_queries = None if spec.static_queries is None else StaticQueries(spec)
         self._facts = Facts(name, spec, processor, None, static_queries)
-        self._pairs: PairProcessor | None = None
+        self._pairs = PairProcessors(processor)
         self.metrics.read_queue_requests = lambda: admission.num_requests
         self.metrics.read_queue_tokens = lambda: admission.num_queued_tokens
         self.metrics.read_ready = lambda: float(self.is_ready)
@@ -132,6 +136,7 @@ class ServedModel:
             CapacityError: no room, too late, or the engine is not there now.
             ModelError, EngineError: the model failed; the first guilty input is named.
         """
+        request = self._decided(request)
         if request.chunks:
             return await self._serve(ChunkWork(self.facts, request))
         return await self._serve(EncodeWork(self.facts, request))
@@ -140,9 +145,7 @@ class ServedModel:
         """Order documents by their relevance to a query. Raises as `encode` does."""
         facts = self.facts
         try:
-            if self._pairs is None and OutputType.LOGITS in facts.outputs:
-                self._pairs = pair_processor(self.processor)
-            work = rerank_work(facts, self._pairs, request)
+            work = rerank_work(facts, self._pairs, self._decided(request))
         except ServingError as error:
             self._count_failure(error)
             raise
@@ -150,7 +153,19 @@ class ServedModel:
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Score the classes of texts. Raises as `encode` does."""
-        return await self._serve(ClassifyWork(self.facts, request))
+        return await self._serve(ClassifyWork(self.facts, self._pairs, self._decided(request)))
+
+    async def spell(
+        self, texts: AbstractSequence[str], prompt_name: str | None = None, *, is_framed: bool = True
+    ) -> tuple[tuple[Token, ...], ...]:
+        """The tokens of texts; see `TextProcessor.spell`. The engine has no part in it."""
+        return await offload(self.processor.spell, texts, prompt_name, is_framed=is_framed)
+
+    async def unspell(
+        self, inputs: AbstractSequence[AbstractSequence[int]], *, skips_special: bool = True
+    ) -> tuple[str, ...]:
+        """The texts of token ids; see `TextProcessor.unspell`."""
+        return await offload(self.processor.unspell, inputs, skips_special=skips_special)
 
     @property
     def facts(self) -> Facts:
@@ -180,6 +195,10 @@ class ServedModel:
             InvalidInput: it is not in 1..E.
         """
         self.facts.check_dimensions(dimensions, DENSE_ONLY)
+
+    def _decided(self, request: Asked) -> Asked:
+        """The request with the server's word where it leaves truncation open."""
+        return replace(request, truncate=self.truncates) if request.truncate is None else request
 
     async def _serve(self, work: Work[Result]) -> Result:
         """The one path of every request: admission, tokens, engine, result, and the books."""

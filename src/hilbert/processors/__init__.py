@@ -2,7 +2,7 @@
 
 from hilbert.processors.chunks import ChunkProcessor
 from hilbert.processors.naming import called, renamed
-from hilbert.processors.pairs import PairProcessor, pair_processor
+from hilbert.processors.pairs import PairProcessor, PairProcessors, pair_processor
 from hilbert.processors.prompts import resolve_prompt
 from hilbert.processors.static_queries import StaticQueries
 from hilbert.processors.text import TextProcessor, token_array
@@ -10,6 +10,7 @@ from hilbert.processors.text import TextProcessor, token_array
 __all__ = [
     "ChunkProcessor",
     "PairProcessor",
+    "PairProcessors",
     "StaticQueries",
     "TextProcessor",
     "called",

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hilbert.core import Sequence
+from hilbert.core import Sequence, Side
 from hilbert.core.request import IntArray
 from hilbert.errors import InputTooLong
 from hilbert.processors.chat import FILLERS, ChatTemplate
@@ -61,6 +61,26 @@ class PairProcessor(Protocol):
             InputTooLong: `truncate` is false and a pair exceeds the model's length.
         """
         ...
+
+
+class PairProcessors:
+    """The pair processors of one model, by the side on which they cut; made when first asked for."""
+
+    def __init__(self, texts: TextProcessor) -> None:
+        self._texts = texts
+        self._by_texts: dict[int, PairProcessor] = {}
+
+    def cutting(self, side: Side | None) -> PairProcessor:
+        """The one that cuts there; None means where the model's tokenizer cuts. May take a second.
+
+        Raises:
+            ModelUnavailable: see `pair_processor`.
+        """
+        texts = self._texts.cutting(side)
+        found = self._by_texts.get(id(texts))
+        if found is None:
+            found = self._by_texts[id(texts)] = pair_processor(texts)
+        return found
 
 
 def pair_processor(texts: TextProcessor) -> PairProcessor:

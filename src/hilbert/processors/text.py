@@ -7,6 +7,7 @@ Decides the prompt, the truncation and what is refused. Knows no device and no b
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from hilbert.core import NO_IDS, EmbedRequest, Input, Media, MediaRef, ModelSpec, Sequence
+from hilbert.core import NO_IDS, EmbedRequest, Input, Media, MediaRef, ModelSpec, Sequence, Side, Token
 from hilbert.core.request import IntArray
 from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
 from hilbert.processors.chat import FILLERS, ChatTemplate, common_suffix
@@ -23,6 +24,7 @@ from hilbert.processors.frame import Frame
 from hilbert.processors.media import MediaProcessor
 from hilbert.processors.prompts import resolve_prompt
 from hilbert.processors.sides import fill, is_query, longest_side, shaped, side_limit
+from hilbert.processors.spelling import Spelling
 from hilbert.processors.words import WordTable, cut, splits_at_spaces
 
 if TYPE_CHECKING:
@@ -56,12 +58,15 @@ class TextProcessor:
         template: what every text goes through before it is tokenized; None for most models.
     """
 
-    def __init__(self, spec: ModelSpec, tokenizer_file: Path | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, tokenizer_file: Path | None = None, truncation_side: Side | None = None
+    ) -> None:
         """Load the tokenizer.
 
         Args:
             spec: the model; its `path` holds ``tokenizer.json``.
             tokenizer_file: a tokenizer from elsewhere, for repositories that ship none.
+            truncation_side: where long texts are cut; None means where the tokenizer's files say.
 
         Raises:
             ModelUnavailable: there is no ``tokenizer.json``, or it cannot be read.
@@ -80,10 +85,14 @@ class TextProcessor:
         except Exception as error:
             raise ModelUnavailable(f"{file.name} of {spec.model_id} cannot be read: {error}") from error
         self.spec = spec
+        self._file = file
+        self._lock = threading.Lock()
+        self._other_side: TextProcessor | None = None
+        self._spelling: Spelling | None = None
         self._is_static = spec.kind == "static"
         config = _tokenizer_config(spec)
         self._media = MediaProcessor(spec) if spec.towers else None
-        side = _configure(self.tokenizer, spec, config)
+        side = _configure(self.tokenizer, spec, config, truncation_side)
         truncation = self.tokenizer.truncation
         self._max_len: int | None = truncation["max_length"] if truncation else None
         self.truncates_left = side == "left"
@@ -137,6 +146,18 @@ class TextProcessor:
         """Tokens of the longest sequence, special tokens included; None where there is no limit."""
         return self._max_len
 
+    def cutting(self, side: Side | None) -> TextProcessor:
+        """This processor, or one that cuts long texts on the side that is asked for.
+
+        The other one is made when it is first asked for, which may take a second: not on an event loop.
+        """
+        if side is None or (side == "left") is self.truncates_left:
+            return self
+        with self._lock:
+            if self._other_side is None:
+                self._other_side = TextProcessor(self.spec, self._file, side)
+        return self._other_side
+
     def is_small(self, inputs: AbstractSequence[Input], prompt_chars: int = 0) -> bool:
         """Whether tokenizing takes so little that a thread would cost more.
 
@@ -181,6 +202,9 @@ class TextProcessor:
             InvalidInput: an unknown prompt, ids outside the vocabulary, text that is not valid Unicode.
             InputTooLong: an input exceeds the model's length and `truncate` is false.
         """
+        cutting = self.cutting(request.truncation_side)
+        if cutting is not self:
+            return cutting.encode(request, request_id)
         sides, tower = self.spec.multivector, self.spec.text_tower
         if tower is not None:
             sequences = self._encode(request, self._limit_of(request, self._max_len), request_id)
@@ -199,16 +223,14 @@ class TextProcessor:
         Raises:
             InvalidInput: the request leaves no room for text, or wants a cut that this tokenizer cannot make.
         """
-        if request.max_tokens is None and not request.truncate_left:
+        if request.max_tokens is None:
             return limit
         if self._has_token_types:
             raise InvalidInput(
                 "The tokens of this model have types, so that texts are cut only where its tokenizer cuts "
-                "them; leave out `max_tokens`, and what asks for another side.",
-                param="max_tokens" if request.max_tokens is not None else "truncate",
+                "them; leave out `max_tokens`.",
+                param="max_tokens",
             )
-        if request.max_tokens is None:
-            return limit
         if request.max_tokens <= self._num_special:
             raise InvalidInput(
                 f"max_tokens is {request.max_tokens}, of which the model's special tokens take "
@@ -296,13 +318,52 @@ class TextProcessor:
         num_tokens += self._num_special
         return (num_tokens, limit) if num_tokens > limit else None
 
+    def spell(
+        self, texts: AbstractSequence[str], prompt_name: str | None = None, *, is_framed: bool = True
+    ) -> tuple[tuple[Token, ...], ...]:
+        """Every token of texts, as the model would see them if there were no limit. May take long.
+
+        Args:
+            texts: each gets the prompt.
+            prompt_name: as in `EmbedRequest`.
+            is_framed: add the special tokens that the model expects.
+        Raises:
+            InvalidInput: an unknown prompt, or text that is not valid Unicode.
+            InputTooLong: a text is too long to be tokenized at all.
+        """
+        prompt = resolve_prompt(self.spec, EmbedRequest(tuple(texts), prompt_name=prompt_name))
+        check_chars(texts, len(prompt))
+        for index, text in enumerate(texts):
+            _refuse_invalid_unicode(text, index)
+        prompted = self._prompted(texts, prompt, None)
+        return self._speller().spell(prompted, is_framed=is_framed and not self._is_bare)
+
+    def unspell(
+        self, inputs: AbstractSequence[AbstractSequence[int]], *, skips_special: bool = True
+    ) -> tuple[str, ...]:
+        """The texts of token ids. May take long.
+
+        Raises:
+            InvalidInput: an id is outside the vocabulary.
+        """
+        for index, ids in enumerate(inputs):
+            if ids:
+                self._refuse_foreign_ids(token_array(list(ids), index), index)
+        return self._speller().unspell(inputs, skips_special=skips_special)
+
+    def _speller(self) -> Spelling:
+        with self._lock:
+            if self._spelling is None:
+                self._spelling = Spelling(self.tokenizer)
+        return self._spelling
+
     def _encode(self, request: EmbedRequest, limit: int | None, request_id: int) -> tuple[Sequence, ...]:
         prompt, side = resolve_prompt(self.spec, request), request.input_type
-        inputs, truncate, from_left = request.inputs, request.truncate, request.truncate_left
+        inputs, truncate = request.inputs, request.truncate is not False
         num_texts = sum(1 for x in inputs if isinstance(x, str))
         if num_texts == len(inputs):
             texts = cast("tuple[str, ...]", inputs)
-            return self._encode_texts(texts, prompt, side, truncate, from_left, limit, request_id)
+            return self._encode_texts(texts, prompt, side, truncate, limit, request_id)
         if self._media is not None:
             self._media.check_together(inputs)
         has_ids = any(isinstance(x, np.ndarray) for x in inputs)
@@ -315,15 +376,13 @@ class TextProcessor:
         sequences: list[Sequence] = []
         for index, x in enumerate(inputs):
             if isinstance(x, str):
-                sequences += self._encode_texts(
-                    (x,), prompt, side, truncate, from_left, limit, request_id, index
-                )
+                sequences += self._encode_texts((x,), prompt, side, truncate, limit, request_id, index)
             elif isinstance(x, Media):
                 assert self._media is not None, "a model without towers has refused it"
                 sequences.append(self._media.encode(x, request_id, index))
             else:
                 assert not isinstance(x, MediaRef), "references are loaded before"
-                sequences.append(self._check_ids(x, truncate, from_left, limit, request_id, index))
+                sequences.append(self._check_ids(x, truncate, limit, request_id, index))
         return tuple(sequences)
 
     def _encode_texts(
@@ -332,7 +391,6 @@ class TextProcessor:
         prompt: str,
         side: str | None,
         truncate: bool,
-        from_left: bool,
         limit: int | None,
         request_id: int,
         first_index: int = 0,
@@ -344,19 +402,12 @@ class TextProcessor:
                 sequence
                 for piece in pieces
                 for sequence in self._encode_texts(
-                    texts[piece],
-                    prompt,
-                    side,
-                    truncate,
-                    from_left,
-                    limit,
-                    request_id,
-                    first_index + piece.start,
+                    texts[piece], prompt, side, truncate, limit, request_id, first_index + piece.start
                 )
             )
         prompted = self._prompted(texts, prompt, side)
         prompt_len = self.prompt_len(prompt)
-        by_words = None if from_left else self._encode_by_words(prompted, truncate, limit)
+        by_words = self._encode_by_words(prompted, truncate, limit)
         if by_words is not None:
             return tuple(
                 Sequence(request_id, index, ids, None, prompt_len)
@@ -373,20 +424,12 @@ class TextProcessor:
             Sequence(
                 request_id,
                 index,
-                self._cut(self._ids(encoding, text, from_left), limit, suffix, from_left),
+                self._cut(np.array(encoding.ids, dtype=np.int32), limit, suffix),
                 self._token_types(encoding) if self._has_token_types else None,
                 prompt_len,
             )
-            for index, (text, encoding) in enumerate(zip(prompted, encodings, strict=True), start=first_index)
+            for index, encoding in enumerate(encodings, start=first_index)
         )
-
-    def _ids(self, encoding: Encoding, text: str, from_left: bool) -> IntArray:
-        """The tokens of a text: as far as the tokenizer kept them, or all, where its end must be seen."""
-        if not from_left or not encoding.overflowing:
-            return np.array(encoding.ids, dtype=np.int32)
-        bare = self._tokenize([text], is_framed=False)[0]
-        pieces = [piece.ids for piece in _in_order(bare, self.truncates_left)]
-        return np.concatenate([self.frame.before, *pieces, self.frame.after]).astype(np.int32)
 
     def _prompted(self, texts: AbstractSequence[str], prompt: str, side: str | None) -> AbstractSequence[str]:
         """What is tokenized: texts behind their prompt, or what the template makes of both."""
@@ -415,14 +458,13 @@ class TextProcessor:
         first, second = (np.array(ids, dtype=np.int32) for ids in whole)
         return common_suffix(first, second)
 
-    def _cut(self, ids: IntArray, limit: int | None, suffix: IntArray | None, from_left: bool) -> IntArray:
+    def _cut(self, ids: IntArray, limit: int | None, suffix: IntArray | None) -> IntArray:
         """Down to the limit, where that is less than the tokenizer's; a template keeps its end."""
         if limit is None or (suffix is None and len(ids) <= limit):
             return ids
-        from_left = from_left or self.truncates_left
         if suffix is not None:
-            return with_suffix(ids, limit, suffix, from_left)
-        return self.frame.cut(ids, limit, from_left)
+            return with_suffix(ids, limit, suffix, self.truncates_left)
+        return self.frame.cut(ids, limit, self.truncates_left)
 
     def _encode_by_words(
         self, texts: AbstractSequence[str], truncate: bool, limit: int | None
@@ -463,7 +505,7 @@ class TextProcessor:
                 raise _too_long(index, num_tokens, limit)
 
     def _check_ids(
-        self, ids: IntArray, truncate: bool, from_left: bool, limit: int | None, request_id: int, index: int
+        self, ids: IntArray, truncate: bool, limit: int | None, request_id: int, index: int
     ) -> Sequence:
         if len(ids) == 0:
             raise InvalidInput(f"input[{index}] is an empty list of token ids.", param="input", index=index)
@@ -471,7 +513,7 @@ class TextProcessor:
         if limit is not None and len(ids) > limit:
             if not truncate:
                 raise _too_long(index, len(ids), limit)
-            ids = ids[-limit:] if from_left or self.truncates_left else ids[:limit]
+            ids = ids[-limit:] if self.truncates_left else ids[:limit]
         return Sequence(request_id, index, np.ascontiguousarray(ids, dtype=np.int32))
 
     def _refuse_foreign_ids(self, ids: IntArray, index: int) -> None:
@@ -578,14 +620,17 @@ def find_tokenizer_file(spec: ModelSpec) -> Path | None:
     return None
 
 
-def _configure(tokenizer: Tokenizer, spec: ModelSpec, config: dict[str, Any]) -> str:
+def _configure(
+    tokenizer: Tokenizer, spec: ModelSpec, config: dict[str, Any], truncation_side: Side | None
+) -> str:
     """Set truncation, padding and normalisation as sentence-transformers would.
 
     Returns:
         the side from which long inputs are cut.
     """
     stored = tokenizer.truncation
-    side = str(config.get("truncation_side") or (stored["direction"] if stored else "right"))
+    own_side = config.get("truncation_side") or (stored["direction"] if stored else "right")
+    side = truncation_side or str(own_side)
     tokenizer.no_padding()
     limit = longest_side(spec)
     if limit is not None:

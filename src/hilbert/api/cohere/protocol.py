@@ -207,7 +207,7 @@ def to_order(body: CohereEmbedBody, version: Version, max_inputs: int) -> EmbedO
         inputs,
         input_type=to_purpose(body.input_type, "input_type"),
         truncate=truncate != "NONE",
-        truncate_left=truncate == "START",
+        truncation_side="left" if truncate == "START" else None,
         max_tokens=body.max_tokens,
         dimensions=body.output_dimension,
         normalize=True,

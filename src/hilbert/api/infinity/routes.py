@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import orjson
 
@@ -14,7 +14,7 @@ from hilbert.api.infinity.errors import InfinityDialect
 from hilbert.api.openai.protocol import SparseEmbeddingList
 from hilbert.api.openai.routes import EmbeddingsRoute
 from hilbert.api.rerank import RerankBody, RerankRoute
-from hilbert.api.routing import Route
+from hilbert.api.routing import ByField, Claim, Route
 from hilbert.api.settings import ApiSettings
 from hilbert.core import Modality, OutputType, Task
 from hilbert.models import Entry, Registry
@@ -30,8 +30,14 @@ _CAPABILITIES = {
 }
 
 
-def infinity_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[Route]:
-    """The routes under one base: ``""``, or the URL prefix."""
+def infinity_routes(
+    models: Registry, settings: ApiSettings, base: str, claims: Sequence[Claim] = ()
+) -> Iterator[Route]:
+    """The routes under one base: ``""``, or the URL prefix.
+
+    Args:
+        claims: bodies at `/rerank` that are other dialects'.
+    """
     dialect = InfinityDialect()
 
     async def list_models(call: Call) -> Reply:
@@ -69,7 +75,7 @@ def infinity_routes(models: Registry, settings: ApiSettings, base: str) -> Itera
     yield Route(
         "POST",
         f"{base}/rerank",
-        RerankRoute(models, settings, protocol.rerank_json),
+        ByField(RerankRoute(models, settings, protocol.rerank_json), settings.max_body_bytes, *claims),
         dialect,
         summary="Order documents by relevance (Infinity's answer)",
         request=RerankBody,

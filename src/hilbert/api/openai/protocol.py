@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about
+from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about, truncates
 from hilbert.api.inputs import INPUT_FORMS, Given, to_inputs
 from hilbert.api.purposes import to_purpose
 from hilbert.api.vectors import ENCODINGS, Encoding
@@ -171,7 +171,7 @@ def to_request(body: EmbeddingsBody, max_inputs: int, modality: Modality | None)
         prompt=body.prompt,
         prompt_name=body.prompt_name,
         input_type=purpose,
-        truncate=body.truncate is not False and body.truncation is not False,
+        truncate=truncates(body.truncate, body.truncation),
         dimensions=dimensions,
         normalize=body.normalize is not False and body.normalized is not False,
         chunks=(len(inputs),) if body.late_chunking else (),
