@@ -40,6 +40,7 @@ def artifacts(cache: Path) -> list[Path]:
 
 def check_whole(cache: Path) -> Path:
     """One artifact, intact, and nothing beside it."""
+    assert len(artifacts(cache)) == 1, artifacts(cache)
     (folder,) = artifacts(cache)
     manifest = read_manifest(folder)
     assert manifest is not None and is_intact(folder, manifest)

@@ -115,6 +115,7 @@ def test_what_a_killed_builder_left_is_swept_and_what_is_being_built_is_not(
     builders[1].kill()
     builders[1].wait()
     assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {living, killed}
+    assert store.open("key") is None
     build(store, "key", spec)
     assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {living, "key"}
     for builder in builders:

@@ -133,6 +133,7 @@ class ArtifactStore:
 
     def open(self, key: str) -> Path | None:
         """The folder of an artifact whose digests are right; a broken one is removed."""
+        self._sweep()
         folder = self._artifacts / key
         if not folder.is_dir():
             return None
@@ -151,7 +152,6 @@ class ArtifactStore:
         """
         try:
             self._artifacts.mkdir(parents=True, exist_ok=True)
-            self._sweep()
             work, lock = self._make_work(key)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -159,6 +159,10 @@ class ArtifactStore:
             yield work
         except OSError as error:
             raise self._unwritable(error) from error
+        except ModelError as error:  # a library may have its own words for a full disk
+            if _is_full(work):
+                raise self._unwritable(OSError(errno.ENOSPC, str(error))) from error
+            raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
             _close(lock)
@@ -209,8 +213,7 @@ class ArtifactStore:
         """Remove what builders that were killed have left: work folders that nobody has locked."""
         for folder in self._artifacts.glob(".*-*"):
             if (lock := _lock(folder, is_patient=False)) is not None:
-                if any(folder.iterdir()):  # else it may be a grave that is just being dug
-                    shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)  # by name: one that was just published stays
                 _close(lock)
 
     def _unwritable(self, error: OSError) -> ModelError:
@@ -293,6 +296,17 @@ def _lock(folder: Path, *, is_patient: bool) -> int | None:
     return file
 
 
+def _is_full(folder: Path) -> bool:
+    """Whether not even a megabyte can be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+    except OSError as error:
+        return error.errno == errno.ENOSPC
+    return False
+
+
 def _close(file: int | None) -> None:
     if file is not None:
         os.close(file)
@@ -302,5 +316,9 @@ def _remove(folder: Path) -> None:
     """Take a folder out of the way in one step, then delete it."""
     with suppress(OSError):
         grave = Path(tempfile.mkdtemp(prefix=".broken-", dir=folder.parent))
-        os.rename(folder, grave / folder.name)
-        shutil.rmtree(grave, ignore_errors=True)
+        lock = _lock(grave, is_patient=True)
+        try:
+            os.rename(folder, grave / folder.name)
+        finally:
+            shutil.rmtree(grave, ignore_errors=True)
+            _close(lock)
