@@ -14,7 +14,7 @@ from hilbert.api.classify import ClassifyBody
 from hilbert.api.cohere.errors import CohereDialect
 from hilbert.api.cohere.protocol import CohereEmbedBody, CohereError, DetokenizeBody, TokenizeBody
 from hilbert.api.infinity.errors import InfinityDialect
-from hilbert.api.infinity.protocol import FormError, InfinityEmbeddingsBody
+from hilbert.api.infinity.protocol import FormError, InfinityEmbeddingsBody, InfinityError
 from hilbert.api.openai.errors import SharedDialect
 from hilbert.api.openai.protocol import EmbeddingsBody, ErrorBody, SharedError
 from hilbert.api.rerank import RerankBody
@@ -33,6 +33,7 @@ _FAILURES = {
     "401": "The API key is missing or wrong",
     "403": "The key is not for this model",
     "404": "No served model has this name",
+    "408": "The body came too slowly",
     "413": "The body is too large",
     "429": "The queue is full, or the caller's limit is reached; see Retry-After",
     "500": "The model failed on this input",
@@ -136,14 +137,14 @@ def _failures(route: Route) -> dict[str, Any]:
         failures |= {s: {"description": d, "content": error} for s, d in _TEI_FAILURES.items()}
     if isinstance(route.dialect, InfinityDialect):
         del failures["404"]
-        for status in ("401", "413"):
+        for status in ("401", "408", "413"):
             failures[status]["content"] = {"application/json": {"schema": {"type": "object"}}}
         failures["422"] = {
             "description": "The body has the wrong form",
             "content": {"application/json": _json(FormError)},
         }
     if route.request is None:
-        for status in ("400", "413", "422", "424", "429", "500", "503"):
+        for status in ("400", "408", "413", "422", "424", "429", "500", "503"):
             failures.pop(status, None)
     return failures
 
@@ -156,6 +157,8 @@ def _error_type(route: Route) -> Any:
         return SharedError
     if isinstance(route.dialect, TeiDialect):
         return tei.TeiError
+    if isinstance(route.dialect, InfinityDialect):
+        return InfinityError
     return SieError if isinstance(route.dialect, SieDialect) else ErrorBody
 
 

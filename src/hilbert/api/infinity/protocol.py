@@ -86,6 +86,21 @@ class InfinityModelList(msgspec.Struct):
     object: str
 
 
+class InfinityErrorObject(msgspec.Struct):
+    """What went wrong; `code` is the status, the two between are Infinity's and always null."""
+
+    message: str
+    type: None
+    param: None
+    code: int
+
+
+class InfinityError(msgspec.Struct):
+    """The body of an error that is not one of form."""
+
+    error: InfinityErrorObject
+
+
 class FormDetail(msgspec.Struct):
     """One complaint about the body."""
 
