@@ -1,15 +1,22 @@
-"""The log: one line an event, on the standard error stream, the same in the front and in its workers."""
+"""The log: one line an event, on the standard error stream, the same in the front and in its workers.
+
+Lines are made for people, or are JSON objects for machines. What a client sent is not in them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TextIO
 
 _TRACE_LEVEL = 5
+
+Event = tuple[float, str, Mapping[str, object]]
+"""When it happened (unix time), what, and the same as named values."""
 
 
 if TYPE_CHECKING:
@@ -42,35 +49,61 @@ class LineFormatter(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """Local time to the millisecond."""
-        return self.moment(record.created)
+        return self._moment(record.created)
 
-    def moment(self, seconds: float) -> str:
-        """Local time to the millisecond of a unix time."""
+    def line(self, level: str, name: str, event: Event) -> str:
+        """An event without a record."""
+        return f"{self._moment(event[0])} {level} {name}: {event[1]}"
+
+    def _moment(self, seconds: float) -> str:
         second = int(seconds)
         if second != self._second:
             self._second, self._shown = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
         return f"{self._shown},{int(seconds % 1 * 1000):03d}"
 
 
+class JsonFormatter(logging.Formatter):
+    """One JSON object: time (UTC), level, logger, message, an exception's text, and the named values."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record; its values are what `extra={"fields": …}` gave it."""
+        fields = dict(getattr(record, "fields", {}))
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return self.line(record.levelname, record.name, (record.created, record.getMessage(), fields))
+
+    def line(self, level: str, name: str, event: Event) -> str:
+        """An event without a record."""
+        seconds, message, fields = event
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        said = {
+            "timestamp": f"{moment}.{int(seconds % 1 * 1000):03d}Z",
+            "level": level,
+            "logger": name,
+            "message": message,
+        }
+        return json.dumps(said | dict(fields), default=str)
+
+
 class LineHandler(_Stream):
     """Writes to the standard error stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_json: bool = False) -> None:
         super().__init__(sys.stderr)
-        self.lines = LineFormatter()
+        self.lines = JsonFormatter() if is_json else LineFormatter()
         self.setFormatter(self.lines)
 
-    def write_all(self, level: str, name: str, events: Iterable[tuple[float, str]]) -> None:
+    def write_all(self, level: str, name: str, events: Iterable[Event]) -> None:
         """Write lines in one piece, each with its time."""
-        moment = self.lines.moment
-        text = "".join([f"{moment(seconds)} {level} {name}: {message}\n" for seconds, message in events])
+        line = self.lines.line
+        text = "".join([line(level, name, event) + "\n" for event in events])
         with self.lock or contextlib.nullcontext():
             self.stream.write(text)
             self.stream.flush()
 
 
-def log_together(logger: logging.Logger, level: int, events: list[tuple[float, str]]) -> None:
-    """Log messages that have waited, with their own times.
+def log_together(logger: logging.Logger, level: int, events: list[Event]) -> None:
+    """Log events that have waited, with their own times.
 
     Where the log is only our own lines, they are written in one piece: a fifth of the cost of a record each.
     """
@@ -78,19 +111,29 @@ def log_together(logger: logging.Logger, level: int, events: list[tuple[float, s
     if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not logger.handlers:
         handlers[0].write_all(logging.getLevelName(level), logger.name, events)
         return
-    for seconds, message in events:
+    for seconds, message, fields in events:
         record = logging.LogRecord(logger.name, level, __file__, 0, message, None, None)
         record.created, record.msecs = seconds, seconds % 1 * 1000
+        record.fields = fields
         logger.handle(record)
 
 
-def log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str, *, is_json: bool = False) -> None:
     """Our own log at `level`; libraries only from warnings on, unless everything is wanted."""
     # None of these is shown, and each costs a look-up a line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.addLevelName(_TRACE_LEVEL, "TRACE")
     number = _TRACE_LEVEL if level == "trace" else logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(
-        handlers=[LineHandler()], level=number if number <= logging.DEBUG else max(number, logging.WARNING)
+        handlers=[LineHandler(is_json=is_json)],
+        level=number if number <= logging.DEBUG else max(number, logging.WARNING),
     )
     logging.getLogger("hilbert").setLevel(number)
+
+
+def without_message(error: BaseException) -> RuntimeError:
+    """What the log may say of a failure that nobody expected: its message may quote an input."""
+    shown = RuntimeError(type(error).__name__).with_traceback(error.__traceback__)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    shown.__cause__ = None if cause is None else without_message(cause)
+    return shown

@@ -10,20 +10,20 @@ import time
 
 import pytest
 
-from hilbert.access import Verdicts
+from hilbert.access import PASSED, Verdicts
 
 
 def test_together_in_order_and_with_their_own_times(caplog: pytest.LogCaptureFixture) -> None:
     async def talk() -> tuple[int, int, float]:
         verdicts = Verdicts()
         asked = time.time()
-        verdicts.log(204, "1.2.3.4", "alice", "GET", "/a")
-        verdicts.log(204, "1.2.3.4", "bob", "GET", "/b")
+        verdicts.log(PASSED, "1.2.3.4", "alice", "GET", "/a")
+        verdicts.log(PASSED, "1.2.3.4", "bob", "GET", "/b")
         at_once = len(caplog.records)
         async with asyncio.timeout(10):
             while len(caplog.records) < 2:
                 await asyncio.sleep(0.01)
-        verdicts.log(204, "1.2.3.4", "carol", "GET", "/c")
+        verdicts.log(PASSED, "1.2.3.4", "carol", "GET", "/c")
         verdicts.log(401, "1.2.3.4", "", "GET", "/d\n")  # a refusal waits for nothing
         return at_once, len(caplog.records), asked
 
@@ -31,9 +31,9 @@ def test_together_in_order_and_with_their_own_times(caplog: pytest.LogCaptureFix
         at_once, in_the_end, asked = asyncio.run(talk())
     assert (at_once, in_the_end) == (0, 4)
     assert [record.message for record in caplog.records] == [
-        "204 ok 1.2.3.4 [alice] GET /a",
-        "204 ok 1.2.3.4 [bob] GET /b",
-        "204 ok 1.2.3.4 [carol] GET /c",
+        "ok 1.2.3.4 [alice] GET /a",
+        "ok 1.2.3.4 [bob] GET /b",
+        "ok 1.2.3.4 [carol] GET /c",
         "401 deny 1.2.3.4 [-] GET '/d\\n'",
     ]
     assert abs(caplog.records[0].created - asked) < 0.01
@@ -43,7 +43,7 @@ def test_together_in_order_and_with_their_own_times(caplog: pytest.LogCaptureFix
 def test_a_quiet_log_keeps_the_refusals(caplog: pytest.LogCaptureFixture) -> None:
     async def talk() -> None:
         verdicts = Verdicts()
-        verdicts.log(204, "1.2.3.4", "alice", "GET", "/a")
+        verdicts.log(PASSED, "1.2.3.4", "alice", "GET", "/a")
         verdicts.log(429, "1.2.3.4", "alice", "GET", "/a")
 
     with caplog.at_level(logging.WARNING, "hilbert.access"):
@@ -53,9 +53,10 @@ def test_a_quiet_log_keeps_the_refusals(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_what_waits_is_written_when_the_process_ends() -> None:
     program = (
-        "import asyncio\nfrom hilbert.access import Verdicts\nfrom hilbert.logs import log_to_stderr\n"
+        "import asyncio\nfrom hilbert.access import PASSED, Verdicts\n"
+        "from hilbert.logs import log_to_stderr\n"
         "log_to_stderr('info')\nverdicts = Verdicts()\n"
-        "async def main(): verdicts.log(204, '1.2.3.4', 'alice', 'GET', '/a')\nasyncio.run(main())"
+        "async def main(): verdicts.log(PASSED, '1.2.3.4', 'alice', 'GET', '/a')\nasyncio.run(main())"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ended.stderr.endswith("INFO hilbert.access: 204 ok 1.2.3.4 [alice] GET /a\n")
+    assert ended.stderr.endswith("INFO hilbert.access: ok 1.2.3.4 [alice] GET /a\n")

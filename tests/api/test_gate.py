@@ -87,7 +87,7 @@ def test_every_verdict_is_one_line_without_a_token(
     alice = "[alice <alice@example.com>]"
     assert [reply.status_code for reply in asked] == [200, 429, 401, 401]
     assert lines == [
-        ("INFO", f"204 ok 203.0.113.9 {alice} POST /v1/embeddings"),
+        ("INFO", f"ok 203.0.113.9 {alice} POST /v1/embeddings"),
         ("WARNING", f"429 deny 127.0.0.1 {alice} POST /v1/embeddings"),
         ("WARNING", "401 deny 127.0.0.1 [-] POST /v1/embeddings"),
         ("WARNING", "401 deny 127.0.0.1 [-] GET '/v1/models/\\nfake\\x1b'"),

@@ -62,16 +62,21 @@ def test_metrics_count_what_happened(serve):
     for texts in (["a"], ["a", "b c d"], ["word " * 300] * 8):
         assert server.post("/v1/embeddings", {"input": texts}).status_code == 200
     assert server.post("/v1/embeddings", {"input": "a", "dimensions": 999}).status_code == 400
+    assert server.get("/readyz").status_code == 200 and server.get("/nowhere").status_code == 404
     m = scrape(server)
-    assert m["hilbert_requests_total", "model=m", "outcome=ok"] == 3
-    assert m["hilbert_requests_total", "model=m", "outcome=client_error"] == 1
+    for outcome, count in (("ok", 3), ("client_error", 1)):
+        labels = ("model=m", f"outcome={outcome}", "route=/v1/embeddings")
+        assert m["hilbert_requests_total", *labels] == count
+        assert m["hilbert_request_duration_seconds_count", *labels] == count
+    assert m["hilbert_requests_total", "model=", "outcome=client_error", "route=unknown"] == 1
+    assert not any("/readyz" in label for key in m for label in key)
     assert m["hilbert_sequences_total", "model=m"] == 11
     assert m["hilbert_tokens_total", "model=m"] == 3 + 3 + 5 + 8 * 256
     assert m["hilbert_batch_tokens_sum", "model=m"] == m["hilbert_tokens_total", "model=m"]
     assert m["hilbert_batch_sequences_sum", "model=m"] == 11
     batches = m["hilbert_batch_sequences_count", "model=m"]
     assert 3 <= batches == m["hilbert_inference_duration_seconds_count", "model=m"]
-    for name in ("request", "tokenize", "queue"):
+    for name in ("tokenize", "queue", "serialize"):
         assert m[f"hilbert_{name}_duration_seconds_count", "model=m"] == 3
         assert m[f"hilbert_{name}_duration_seconds_bucket", "le=+Inf", "model=m"] == 3
     assert m["hilbert_queue_requests", "model=m"] == m["hilbert_queue_tokens", "model=m"] == 0
@@ -88,7 +93,7 @@ def test_every_metric_has_units_help_and_several_models(serve):
     for spec in TABLE:
         assert spec.help.endswith(".") and families[spec.name].documentation == spec.help
         assert families[spec.name].type == spec.kind
-    labels = {s.labels["model"] for s in families["hilbert_requests"].samples}
+    labels = {s.labels["model"] for s in families["hilbert_sequences"].samples}
     assert labels == {"one", "two"}
     assert server.get("/metrics").text.count("# HELP hilbert_requests_total") == 1  # scraped again, not twice
 

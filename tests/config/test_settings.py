@@ -88,6 +88,11 @@ OTHER = {
     "in_process": ("true", True),
     "preload_only": ("true", True),
     "log_level": ("debug", "debug"),
+    "json_output": ("true", True),
+    "slow_request": ("0.5", 0.5),
+    "tei_metrics": ("true", True),
+    "otlp_endpoint": ("http://localhost:4318", "http://localhost:4318"),
+    "otlp_service_name": ("rooms", "rooms"),
 }
 
 

@@ -127,7 +127,7 @@ def test_many_first_requests_cause_one_load(processor) -> None:
         hotel = Hotel(processor, 2, "a", "b")
         answers = await asyncio.gather(*(hotel.ask("a") for _ in range(8)))
         assert set(answers) == {"a"} and hotel.loader.loads == {"a": 1} and hotel.loader.resolved == {"a": 1}
-        assert hotel["a"].metrics.loads == {"ok": 1} and hotel["a"].is_ready
+        assert hotel["a"].metrics.loads == {"ok": 1, "failed": 0} and hotel["a"].is_ready
         assert hotel["b"].state is State.AVAILABLE and hotel["b"].tasks == ()
         assert hotel.loader.sizes == {"a": 10 * MB}
 
@@ -202,8 +202,10 @@ def test_a_load_that_fails_is_told_at_once_and_tried_again_and_others_go_on(proc
     async def scene() -> None:
         hotel = Hotel(processor, 2, "a", "b", "c", "nowhere")
         is_broken = True
+        ready: list[bool] = []
 
         async def maybe(name: str) -> None:
+            ready.append(hotel.registry.readiness.is_ready)
             if name == "b" and is_broken:
                 raise RuntimeError("an accident")
             if name == "c":
@@ -220,12 +222,15 @@ def test_a_load_that_fails_is_told_at_once_and_tried_again_and_others_go_on(proc
         with pytest.raises(ModelUnavailable, match=r"not on the hub.*next try is in") as refused:
             await hotel.ask("nowhere")
         assert refused.value.retry_after_seconds and hotel.loader.resolved["nowhere"] == 1
-        assert hotel["b"].state is State.FAILED and hotel["b"].metrics.loads == {"failed": 1}
+        assert hotel["b"].state is State.FAILED and hotel["b"].metrics.loads == {"ok": 0, "failed": 1}
         assert hotel.registry.readiness.is_ready  # others go on
+        hotel["b"].resident.is_kept = True  # it was to be loaded at start
+        assert not hotel.registry.readiness.is_ready
         assert await hotel.ask("a") == "a"
         is_broken = False
         await asyncio.sleep(1.05)
         assert await hotel.ask("b") == "b" and hotel["b"].error is None
+        assert ready[-1] is False and hotel.registry.readiness.is_ready  # red until the next try succeeds
 
     run(scene())
 
@@ -240,7 +245,8 @@ def test_idle_models_leave_by_themselves(processor) -> None:
         assert hotel.loader.loads == {"a": 1}
         await asyncio.sleep(0.3)
         assert hotel["a"].state is State.AVAILABLE and not hotel.loader.inside
-        assert hotel["a"].metrics.num_unloads == 1 and hotel["a"].dimensions == 384
+        assert hotel["a"].metrics.unloads == {"evicted": 0, "idle": 1, "asked": 0}
+        assert hotel["a"].dimensions == 384
 
     run(scene())
 

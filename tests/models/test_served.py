@@ -167,7 +167,7 @@ def test_late_requests_are_told_and_cancelled(processor):
     with pytest.raises(RequestTimeout, match=r"0\.01 s"):
         embed(model, "a", timeout_seconds=0.01)
     assert engine.num_cancelled == 2
-    assert model.metrics.rejections == {"timeout": 2} and model.admission.num_requests == 0
+    assert model.metrics.requests == {"ok": 0, "rejected": 2} and model.admission.num_requests == 0
     deadlines = [r.deadline for r in engine.requests]
     assert all(d is not None for d in deadlines)
 

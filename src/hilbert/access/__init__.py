@@ -9,11 +9,12 @@ from hilbert.access.keyfile import ANONYMOUS, BadKeyFile, Key, KeyTable, parse_k
 from hilbert.access.keys import Keys
 from hilbert.access.limiter import Limiter, Permit
 from hilbert.access.usage import Usage
-from hilbert.access.verdicts import Verdicts
+from hilbert.access.verdicts import PASSED, Verdicts
 from hilbert.access.watch import KeyFile
 
 __all__ = [
     "ANONYMOUS",
+    "PASSED",
     "BadKeyFile",
     "Key",
     "KeyFile",

@@ -21,6 +21,7 @@ from hilbert.api.infinity.errors import InfinityDialect
 from hilbert.api.jina import jina_routes
 from hilbert.api.openai import openai_routes
 from hilbert.api.openai.errors import OpenAIDialect
+from hilbert.api.records import Records
 from hilbert.api.routing import Dialect, Handler, Route, Router
 from hilbert.api.runpod import runpod_routes
 from hilbert.api.service import service_routes
@@ -29,8 +30,9 @@ from hilbert.api.sie import sie_routes
 from hilbert.api.tei import tei_rerank, tei_routes
 from hilbert.api.voyage import voyage_routes
 from hilbert.errors import EngineError, ServingError
+from hilbert.logs import without_message
 from hilbert.models import Registry
-from hilbert.observability import Metrics
+from hilbert.observability import Metrics, Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ def create_app(
     settings: ApiSettings | None = None,
     metrics: Metrics | None = None,
     read_config: Callable[[], Mapping[str, Any]] | None = None,
+    tracer: Tracer | None = None,
 ) -> Any:
     """The application that serves these models.
 
@@ -50,11 +53,12 @@ def create_app(
         settings: limits, key, prefixes.
         metrics: what `/metrics` shows; without it, what the models have counted themselves.
         read_config: what `/admin/status` says of the settings file.
+        tracer: where traces go, if anywhere.
     Returns:
         an ASGI 3 application (typed loosely, as servers type it each in their own way).
     """
     settings = settings or ApiSettings()
-    app = make_app(models, settings, metrics, read_config)
+    app = make_app(models, settings, metrics, read_config, tracer)
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if not (settings.permissive_cors or origins):
         return app
@@ -87,6 +91,7 @@ def make_app(
     settings: ApiSettings,
     metrics: Metrics | None = None,
     read_config: Callable[[], Mapping[str, Any]] | None = None,
+    tracer: Tracer | None = None,
 ) -> App:
     """As `create_app`, without what concerns web pages of other origins."""
     prefix = settings.url_prefix.rstrip("/")
@@ -114,8 +119,10 @@ def make_app(
     routes += admin_routes(models, settings, read_config)
     metrics = metrics or Metrics(lambda: [m.metrics for m in models.list()])
     metrics.read_usage = gate.usage.rows
+    metrics.read_ready = lambda: models.readiness.is_ready
     routes += service_routes(models, settings, metrics, routes)
-    app: App = App(models, routes, settings, openai_bases, gate)
+    records = Records(metrics, settings.slow_request, tracer)
+    app: App = App(models, routes, settings, openai_bases, gate, records)
     return app
 
 
@@ -129,8 +136,11 @@ class App:
         settings: ApiSettings,
         openai_bases: tuple[str, ...],
         gate: Gate,
+        records: Records,
     ) -> None:
         self._models = models
+        self._records = records
+        self._is_traced = records.is_tracing
         self._router = Router.of(routes)
         models.reserve({path.split("/")[1] for path in self._router.paths} - {""})
         self._gate = gate
@@ -157,13 +167,17 @@ class App:
         peer = client[0] if client else None
         call = Call(scope["method"], path, dict(scope["headers"]), receive, peer, self._body_seconds)
         call.query = scope.get("query_string", b"")
+        if self._is_traced:
+            self._records.open(call)
         if self._models.by_prefix:
             call.prefix, call.path = self._models.split(path)
         try:
             reply = await self._answer(call)
         except ClientGone:
+            self._records.gone(call)
             return
         await send_reply(send, call, reply)
+        self._records.close(call, reply.status)
 
     async def _answer(self, call: Call) -> Reply:
         route = self._route_of(call)
@@ -195,7 +209,9 @@ class App:
         route = self._route_of(call)
         if isinstance(route, Reply):
             return route
-        return await _handled(route.handler, call, dialect or route.dialect)
+        reply = await _handled(route.handler, call, dialect or route.dialect)
+        self._records.close(call, reply.status)
+        return reply
 
     def _route_of(self, call: Call) -> Route | Reply:
         found = self._router.find(call.path)
@@ -204,6 +220,7 @@ class App:
         by_method, call.tail = found
         route = by_method.get(call.method)
         if route is not None:
+            call.route = route
             return route
         return next(iter(by_method.values())).dialect.wrong_method(call, ", ".join(sorted(by_method)))
 
@@ -216,17 +233,17 @@ async def _handled(handler: Handler, call: Call, dialect: Dialect) -> Reply:
     try:
         return await handler(call)
     except ServingError as error:
-        if error.status >= 500:
-            logger.warning("request %s: %s: %s", call.request_id.decode(), error.code, error.message)
+        call.error = error
         return (call.dialect or dialect).error(error)
     except (ClientGone, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # the panic of a native library is no Exception
+    except BaseException as unexpected:  # the panic of a native library is no Exception
         request_id = call.request_id.decode()
-        logger.exception("request %s failed unexpectedly: %s %s", request_id, call.method, call.path)
-        return (call.dialect or dialect).error(
-            EngineError(f"Internal error. The server's log has the details under request id {request_id}.")
+        logger.error("request %s failed unexpectedly", request_id, exc_info=without_message(unexpected))
+        call.error = EngineError(
+            f"Internal error. The server's log has the details under request id {request_id}."
         )
+        return (call.dialect or dialect).error(call.error)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -12,10 +12,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hilbert.access import ANONYMOUS, Key
+from hilbert.core import EncodeResult, Task, Timing
 from hilbert.errors import InvalidInput, PayloadTooLarge, RequestTooSlow, ServingError
+
+if TYPE_CHECKING:
+    from hilbert.api.routing import Route
+    from hilbert.models import Entry
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -45,6 +50,11 @@ class Counted(Protocol):
     @property
     def num_tokens(self) -> int:
         """Tokens that the work took."""
+        ...
+
+    @property
+    def timing(self) -> Timing:
+        """Where the time went."""
         ...
 
 
@@ -83,6 +93,23 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+@dataclass(slots=True)
+class Asked:
+    """What a request asks of a model, as far as a trace may tell: never an input.
+
+    Attributes:
+        model: the name in the request; ``""`` where it has none.
+        task: what is asked for.
+        encoding: how vectors are to be written, where the request says.
+        dimensions: how many numbers a vector of the answer has.
+    """
+
+    model: str = ""
+    task: Task | None = None
+    encoding: str = ""
+    dimensions: int = 0
+
+
 class Call:
     """One request on its way through a handler.
 
@@ -100,12 +127,23 @@ class Call:
         dialect: whose words errors are in, where the body decides that; None leaves it to the route.
         num_tokens: what the request has used so far.
         reply_headers: to be sent with whatever the reply is.
+        route: where it was sent to; None while nobody has looked, and where nothing lives.
+        entry: the model that it is for, once that is known.
+        asked: what is asked of the model, for a trace; None where nobody traces.
+        error: why it failed.
+        worked_at, computed_at: when the model was asked and when it had answered, as `started`; 0 before.
+        replied_at: when the reply was ready to be sent, likewise.
+        timing: what the model said of its answer.
     """
 
     __slots__ = (
         "_unread",
+        "asked",
         "body_seconds",
+        "computed_at",
         "dialect",
+        "entry",
+        "error",
         "headers",
         "key",
         "method",
@@ -115,10 +153,14 @@ class Call:
         "prefix",
         "query",
         "receive",
+        "replied_at",
         "reply_headers",
         "request_id",
+        "route",
         "started",
         "tail",
+        "timing",
+        "worked_at",
     )
 
     def __init__(
@@ -145,6 +187,12 @@ class Call:
         self._unread: bytes | None = None
         self.num_tokens = 0
         self.reply_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.route: Route | None = None
+        self.entry: Entry | None = None
+        self.asked: Asked | None = None
+        self.error: ServingError | None = None
+        self.timing: Timing | None = None
+        self.worked_at = self.computed_at = self.replied_at = 0.0
         given = headers.get(b"x-request-id")
         self.request_id = (
             given if given and _REQUEST_ID.fullmatch(given) else b"req_%s%08x" % (_process, next(_numbers))
@@ -237,9 +285,14 @@ class Call:
         assert task is not None
         watch = _Watch(self.receive, task)
         timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, watch.arm)
+        self.worked_at = time.perf_counter()
         try:
             result = await work
+            self.computed_at = time.perf_counter()
             self.num_tokens += result.num_tokens
+            self.timing = result.timing
+            if self.asked is not None and isinstance(result, EncodeResult) and result.dense is not None:
+                self.asked.dimensions = result.dense.shape[1]
             return result
         except asyncio.CancelledError:
             if watch.has_fired:
@@ -298,7 +351,8 @@ class _Watch:
 
 async def send_reply(send: Send, call: Call, reply: Reply) -> None:
     """Write a reply with its length, the request id and how long it took."""
-    milliseconds = (time.perf_counter() - call.started) * 1000
+    call.replied_at = time.perf_counter()
+    milliseconds = (call.replied_at - call.started) * 1000
     await send(
         {
             "type": "http.response.start",

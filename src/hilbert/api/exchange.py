@@ -41,8 +41,10 @@ async def model_for(call: Call, models: Registry, name: str | None, task: Task) 
         ServingError: as `Registry.take`.
         Forbidden: the key is for other models only.
     """
+    entry = call.entry = models.choose(name, task, call.prefix)
+    if call.asked is not None:
+        call.asked.model, call.asked.task = name or "", task
     if (allowed := call.key.models) is not None:
-        entry = models.choose(name, task, call.prefix)
         model_id = "" if entry.spec is None else entry.spec.model_id
         if allowed.isdisjoint((entry.name, *entry.aliases, model_id)):
             raise Forbidden(
@@ -50,7 +52,7 @@ async def model_for(call: Call, models: Registry, name: str | None, task: Task) 
                 "(models= in the keys file).",
                 param="model",
             )
-    return await models.take(name, task, call.prefix)
+    return await models.take(name, task, call.prefix, entry)
 
 
 async def embedded(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hilbert.access import ANONYMOUS, Key, Keys, Limiter, Permit, Proxies, Usage, Verdicts, group_of
+from hilbert.access import ANONYMOUS, PASSED, Key, Keys, Limiter, Permit, Proxies, Usage, Verdicts, group_of
 from hilbert.api.call import Call
 from hilbert.api.settings import ApiSettings
 from hilbert.config.limits import parse_limits
@@ -60,7 +60,7 @@ class Gate:
         permit = self._admit(call, key, client) if self._limiter is not None else None
         call.key = key
         if key is not ANONYMOUS:
-            self._verdicts.log(204, client, key.label, call.method, call.prefix + call.path)
+            self._verdicts.log(PASSED, client, key.label, call.method, call.prefix + call.path)
         return Visit(key, permit)
 
     def leave(self, visit: Visit, call: Call) -> None:

@@ -24,6 +24,7 @@ class ApiSettings:
         body_timeout: seconds that a body may take to arrive; a large one gets more, by its size.
         runpod_api: answer RunPod's routes, too.
         runpod_max_concurrency: jobs of RunPod's that run at a time.
+        slow_request: seconds after which an answered request has a line in the log.
     """
 
     api_key: str = ""
@@ -41,3 +42,4 @@ class ApiSettings:
     body_timeout: float = 20.0
     runpod_api: bool = False
     runpod_max_concurrency: int = 300
+    slow_request: float = 5.0

@@ -250,6 +250,7 @@ def authz(
         str | None, typer.Option(metavar="NETWORKS", help="Whose X-Forwarded-For is believed.")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="How much is logged.")] = None,
+    json_output: Annotated[bool, typer.Option("--json-output", help="Log JSON objects.")] = False,
 ) -> None:
     """Answer a proxy's question whether a request may pass: 204 or 401 on /_authz."""
     from hilbert.cli.authz import serve_authz
@@ -262,7 +263,8 @@ def authz(
         "trusted_proxies": trusted_proxies,
         "log_level": log_level,
     }
-    serve_authz(load(_words(flags), os.environ)[0])
+    words = _words(flags) + (["--json-output"] if json_output else [])
+    serve_authz(load(words, os.environ)[0])
 
 
 def _effective(context: typer.Context, config: str | None) -> Effective:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from hilbert.access import Keys, Proxies, Verdicts
+from hilbert.access import PASSED, Keys, Proxies, Verdicts
 from hilbert.cli.http import HttpServer, HttpSettings
 from hilbert.cli.loop import loop_factory
 from hilbert.cli.sockets import bind, release, url_of
@@ -33,7 +33,7 @@ class Authz:
     def __init__(self, keys: Keys, proxies: Proxies) -> None:
         self._keys = keys
         self._proxies = proxies
-        self._verdicts = Verdicts()
+        self._verdicts = Verdicts("204 ok")
 
     async def __call__(self, scope: Scope, receive: object, send: Send) -> None:
         """Answer one request."""
@@ -65,7 +65,7 @@ class Authz:
                 raise Forbidden("A key for some models only is of no use here.")
         except ServingError as error:
             status = error.status
-        self._verdicts.log(status, client, label, method, asked)
+        self._verdicts.log(PASSED if status == 204 else status, client, label, method, asked)
         return status
 
 
@@ -76,7 +76,7 @@ def serve_authz(settings: ServerSettings) -> None:
         Unauthorized: there are no keys, so everybody would be let in.
         BadSetting: the address cannot be listened on.
     """
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, is_json=settings.json_output)
     keys = Keys(settings.api_key, settings.keys_file)
     if keys.is_open:
         raise Unauthorized("authz needs keys: give --keys-file FILE, or HILBERT_API_KEY.")

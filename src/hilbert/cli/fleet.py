@@ -18,8 +18,10 @@ from hilbert.engine import EngineLimits, start_engine
 from hilbert.engine.base import EngineHandle, Health
 from hilbert.engine.stats import BatchStats
 from hilbert.errors import EngineError, ModelLoading
+from hilbert.observability import DeviceReading, WorkerReading
 from hilbert.runtimes import has_cuda
 from hilbert.runtimes.base import RuntimeInfo
+from hilbert.runtimes.memory import device_memory
 from hilbert.runtimes.tracing import Tracer, one_child
 from hilbert.worker.spawn import WorkerProcess
 
@@ -50,6 +52,14 @@ class Fleet(Protocol):
 
     def used_bytes(self) -> int:
         """Memory of the processes beside this one."""
+        ...
+
+    def workers(self) -> list[WorkerReading]:
+        """The worker processes."""
+        ...
+
+    def devices(self) -> list[DeviceReading]:
+        """The devices with memory of their own."""
         ...
 
     async def close(self) -> None:
@@ -95,6 +105,7 @@ class WorkerFleet:
                     worker_timeout_seconds=self._settings.worker_timeout,
                     preload=OPENVINO_MODULES if device == "cpu" else (),
                     log_level=self._settings.log_level,
+                    is_json_log=self._settings.json_output,
                 ),
                 first=first,
                 on_batch=self._on_batch,
@@ -123,6 +134,21 @@ class WorkerFleet:
         if self._first is not None:
             pids.append(self._first.pid)
         return sum(resident_bytes(pid) for pid in pids if pid is not None)
+
+    def workers(self) -> list[WorkerReading]:
+        """See `Fleet`."""
+        return [
+            WorkerReading(device, 0 if s.pid is None else resident_bytes(s.pid), s.num_restarts)
+            for device, s in self._supervisors.items()
+        ]
+
+    def devices(self) -> list[DeviceReading]:
+        """See `Fleet`."""
+        return [
+            DeviceReading(device, s.device_used_bytes, s.device_total_bytes)
+            for device, s in self._supervisors.items()
+            if s.device_total_bytes
+        ]
 
     async def close(self) -> None:
         """See `Fleet`."""
@@ -183,6 +209,17 @@ class LocalFleet:
     def used_bytes(self) -> int:
         """See `Fleet`."""
         return 0
+
+    def workers(self) -> list[WorkerReading]:
+        """See `Fleet`."""
+        return []
+
+    def devices(self) -> list[DeviceReading]:
+        """See `Fleet`."""
+        loaded = [handle.loaded for handle, _ in self._engines.values() if handle.loaded is not None]
+        names = dict.fromkeys(engine.info.device for engine in loaded)
+        readings = [DeviceReading(name, *device_memory([name])) for name in names]
+        return [reading for reading in readings if reading.total_bytes]
 
     async def close(self) -> None:
         """See `Fleet`."""

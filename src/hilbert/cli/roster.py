@@ -15,6 +15,7 @@ from hilbert.config.sizes import size_bytes
 from hilbert.engine.stats import BatchStats
 from hilbert.errors import ServingError
 from hilbert.models import Entry, Memory, Registry, Residency, Resident, State
+from hilbert.observability import DeviceReading, Metrics, ModelMetrics
 from hilbert.scheduler import Admission
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Roster:
         """
         self.settings = settings
         self.loader = ModelLoader(settings, fleet)
+        self._fleet = fleet
         self._entries: dict[str, Entry] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self.memory = Memory(
@@ -154,6 +156,18 @@ class Roster:
             entry.metrics.on_batch(stats)
             self.memory.look()
 
+    def devices(self) -> list[DeviceReading]:
+        """Memory of the CPU, against the budget, and of the devices that have their own."""
+        cpu = DeviceReading("cpu", self.memory.used_bytes, self.memory.residency.budget_bytes)
+        return [cpu, *self._fleet.devices()]
+
+    def metrics(self) -> Metrics:
+        """What all models and processes have to say."""
+        metrics = Metrics(lambda: [entry.metrics for entry in self.entries])
+        metrics.read_devices = self.devices
+        metrics.read_workers = self._fleet.workers
+        return metrics
+
     async def close(self) -> None:
         """Answer whoever waits for a model."""
         await self.memory.close()
@@ -168,7 +182,9 @@ class Roster:
         entry = Entry(
             model.name,
             Admission(settings.max_queued_tokens, settings.max_concurrent_requests),
-            None if predecessor is None else predecessor.metrics,  # counters go on
+            ModelMetrics(model.name, has_tei_names=settings.tei_metrics)
+            if predecessor is None
+            else predecessor.metrics,  # counters go on
             aliases=_aliases(model, settings),
             prefix=model.prefix,
             resident=Resident(key, 0, is_pinned=model.pin, is_kept=model.preload),

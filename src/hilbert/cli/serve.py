@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import signal
 import socket
 import sys
@@ -24,7 +25,7 @@ from hilbert.cli.loop import loop_factory
 from hilbert.cli.sockets import bind, release, url_of
 from hilbert.config import BadSetting, ServerSettings
 from hilbert.engine.stats import BatchStats
-from hilbert.errors import InvalidInput
+from hilbert.errors import InvalidInput, MissingDependency
 from hilbert.logs import log_to_stderr
 from hilbert.worker.spawn import WorkerProcess
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from hilbert.cli.door import Door
     from hilbert.cli.roster import Roster
     from hilbert.cli.watch import ConfigWatch
+    from hilbert.observability import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def serve(
     Raises:
         ServingError: a model cannot be served.
     """
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, is_json=settings.json_output)
     _allow_many_files()
     try:
         sock = bind(settings)
@@ -92,6 +94,7 @@ class _Server:
         self._started = time.monotonic()
         self._roster: Roster | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._tracer: Tracer | None = None
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -118,7 +121,7 @@ class _Server:
         # imported in a thread, so that the loop can shake hands with the worker meanwhile.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(roster.loader.first_order.wait(), _ORDERS_FIRST_SECONDS)
-        await in_thread(_import_http)
+        self._tracer = await in_thread(partial(_prepare, self._settings))
         from hilbert.cli.door import Door
         from hilbert.cli.http import HttpServer, HttpSettings
 
@@ -147,14 +150,21 @@ class _Server:
             if self._stop_now.is_set():
                 await fleet.close()  # whoever still waits is answered now
             await asyncio.gather(coming_up, stopping, serving, return_exceptions=True)
+            if self._tracer is not None:
+                await asyncio.to_thread(self._tracer.close)
 
     def _make_app(self, roster: Roster, watch: ConfigWatch | None) -> Any:
         from hilbert.api import create_app
 
+        metrics = roster.metrics()
+        if watch is not None:
+            metrics.read_config_edits = watch.edits
         return create_app(
             roster.registry,
             api_settings(self._settings),
+            metrics,
             read_config=None if watch is None else watch.status,
+            tracer=self._tracer,
         )
 
     async def _come_up(self, roster: Roster, watch: ConfigWatch | None) -> None:
@@ -163,10 +173,13 @@ class _Server:
             await roster.until_started()
         finally:
             hint.cancel()
-        from hilbert.cli.banner import banner
+        url, seconds = url_of(self._sock, self._settings), time.monotonic() - self._started
+        if not self._settings.json_output:
+            from hilbert.cli.banner import banner
 
-        print(banner(self._settings, url_of(self._sock, self._settings)), flush=True)
-        logger.info("ready after %.2f s", time.monotonic() - self._started)
+            print(banner(self._settings, url), flush=True)
+        fields = {"url": url, "seconds": round(seconds, 3)}
+        logger.info("ready after %.2f s", seconds, extra={"fields": fields})
         if watch is not None:
             self._watching = asyncio.create_task(watch.run())
 
@@ -233,9 +246,25 @@ def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> N
         loop.call_soon_threadsafe(function)
 
 
-def _import_http() -> None:
-    """Everything that the steps after the first order import; 0.1 s."""
+def _prepare(settings: ServerSettings) -> Tracer | None:
+    """Import everything that the steps after the first order need (0.1 s), and whatever traces take.
+
+    Raises:
+        MissingDependency: a flag asks for traces, and what makes them is not installed.
+    """
     import hilbert.api
     import hilbert.cli.door
     import hilbert.cli.http
-    import hilbert.models  # noqa: F401
+    import hilbert.models
+    from hilbert.observability import Tracer, TraceSettings
+
+    wanted = TraceSettings.of(settings.otlp_endpoint, settings.otlp_service_name, os.environ)
+    if wanted is None:
+        return None
+    try:
+        return Tracer(wanted)
+    except MissingDependency as error:
+        if wanted.is_asked_for:
+            raise
+        logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but %s", error.message)
+        return None

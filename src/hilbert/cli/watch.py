@@ -29,12 +29,15 @@ class ConfigState:
         applied_at: unix time at which the settings that count now were read.
         error: why the last edit was refused; None where it was applied.
         needs_restart: settings that were changed and count only after a restart.
+        num_applied, num_refused: edits since the start.
     """
 
     path: str
     applied_at: float
     error: str | None = None
     needs_restart: tuple[str, ...] = ()
+    num_applied: int = 0
+    num_refused: int = 0
 
 
 class ConfigWatch:
@@ -59,6 +62,10 @@ class ConfigWatch:
         """For `/admin/status`."""
         return dataclasses.asdict(self.state)
 
+    def edits(self) -> dict[str, int]:
+        """For the metrics."""
+        return {"accepted": self.state.num_applied, "refused": self.state.num_refused}
+
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
@@ -75,8 +82,10 @@ class ConfigWatch:
             needs_restart = await self._roster.apply(self._read())
         except (BadSetting, ServingError, ValueError) as error:
             state.error = str(error)
+            state.num_refused += 1
             logger.error("the edit of %s is refused, everything stays as it was: %s", state.path, error)
             return
+        state.num_applied += 1
         state.error, state.applied_at, state.needs_restart = None, time.time(), tuple(needs_restart)
         logger.info("%s was applied", state.path)
         if needs_restart:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from hilbert.config.limits import wrong_limits
 from hilbert.config.networks import wrong_networks
@@ -43,6 +44,12 @@ def _path(text: str) -> str | None:
 
 def _header(text: str) -> str | None:
     return None if text.isascii() and text.isprintable() else "give printable ASCII, as headers carry"
+
+
+def _endpoint(text: str) -> str | None:
+    parts = urlsplit(text if "://" in text else f"//{text}")
+    is_good = not text or (parts.scheme in ("", "http", "https") and parts.hostname)
+    return None if is_good else "give a URL such as http://localhost:4317"
 
 
 def _model_prefix(text: str) -> str | None:
@@ -435,3 +442,26 @@ class ServerSettings:
         infinity="PRELOAD_ONLY",
     )
     log_level: LogLevel = option("info", "how much is logged", infinity="LOG_LEVEL")
+    json_output: bool = option(False, "log JSON objects, one a line, in place of lines for people")
+    slow_request: float = option(
+        5.0,
+        "seconds after which an answered request has a line in the log; failed ones always have",
+        minimum=0.0,
+    )
+    tei_metrics: bool = option(
+        False, "show the metrics under the names of text-embeddings-inference (`te_…`), too"
+    )
+    otlp_endpoint: str = option(
+        "",
+        "send traces to this OpenTelemetry collector, such as http://localhost:4317 (gRPC) or "
+        "http://localhost:4318 (HTTP)",
+        metavar="URL",
+        default_note="what `OTEL_EXPORTER_OTLP_ENDPOINT` says, else none",
+        check=_endpoint,
+    )
+    otlp_service_name: str = option(
+        "",
+        "what this server is called in traces",
+        metavar="NAME",
+        default_note="what `OTEL_SERVICE_NAME` says, else hilbert",
+    )

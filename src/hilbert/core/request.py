@@ -78,11 +78,15 @@ class EmbedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds that one request spent in each stage; the maximum over its sequences."""
+    """Seconds that one request spent in each stage; the maximum over its sequences.
+
+    Loading is that of images and sounds that the request points to, before anything is tokenized.
+    """
 
     tokenize_seconds: float = 0.0
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
+    load_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

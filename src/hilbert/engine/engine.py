@@ -534,6 +534,7 @@ class Engine(Generic[Prepared]):
             error=error,
             num_queued_tokens=self._scheduler.num_queued_tokens,
             num_queued_sequences=self._scheduler.num_queued_sequences,
+            num_padding_tokens=work.num_padding_tokens,
         )
         try:
             self._on_batch(stats)

@@ -20,6 +20,7 @@ class BatchStats:
         error: class name of what was raised; ``""`` if nothing was.
         num_queued_tokens: tokens that wait in the queue after it.
         num_queued_sequences: sequences likewise.
+        num_padding_tokens: tokens that were computed only to fill it up.
     """
 
     num_sequences: int
@@ -32,3 +33,4 @@ class BatchStats:
     error: str
     num_queued_tokens: int
     num_queued_sequences: int
+    num_padding_tokens: int = 0

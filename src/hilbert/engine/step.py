@@ -25,6 +25,7 @@ class Work:
         is_retry: part of a batch that failed.
         is_last_try: one sequence whose row was bad in company.
         is_open: not yet through `run`; the engine counts these.
+        num_padding_tokens: tokens that the runtime adds to fill it up.
         limit: when the current stage must be over (the engine's clock); infinite where nothing is timed.
     """
 
@@ -34,6 +35,7 @@ class Work:
     is_retry: bool = False
     is_last_try: bool = False
     is_open: bool = field(default=True)
+    num_padding_tokens: int = 0
     limit: float = math.inf
     prepared_at: float = 0.0
     turn_at: float = 0.0
@@ -47,6 +49,7 @@ def step(engine: Engine[Any]) -> bool:
         return False
     try:
         prepared = engine.runtime.prepare(work.batch)
+        work.num_padding_tokens = engine.runtime.num_padding_tokens(prepared)
         engine.mark_prepared(work)
         with engine.device.turn(engine):
             engine.mark_turn(work)

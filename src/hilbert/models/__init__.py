@@ -4,7 +4,7 @@ from hilbert.models.entry import Entry
 from hilbert.models.memory import Loader, Memory
 from hilbert.models.registry import Readiness, Registry
 from hilbert.models.residency import Residency, Resident, State
-from hilbert.models.served import ServedModel
+from hilbert.models.served import ServedModel, outcome_of
 from hilbert.models.tokenizers import load_processor
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "ServedModel",
     "State",
     "load_processor",
+    "outcome_of",
 ]

@@ -83,7 +83,9 @@ class Entry:
         metrics, admission = self.metrics, self.admission
         metrics.read_queue_requests = lambda: admission.num_requests
         metrics.read_queue_tokens = lambda: admission.num_queued_tokens
+        metrics.read_backlog_seconds = lambda: admission.backlog_seconds
         metrics.read_ready = lambda: float(self.is_ready)
+        metrics.read_failed = lambda: float(self.resident.num_failures > 0)
         metrics.read_info = self._info_labels
         metrics.read_memory_bytes = lambda: self.resident.size_bytes if self.served is not None else 0
 

@@ -97,15 +97,17 @@ class _Stay:
         next: the load that is waited for; None while nobody waits.
         last: the load that made it what it is now.
         leaving: the model that finishes what it has.
+        reason: why it leaves, for the metrics.
         resolving: the search for its files.
     """
 
-    __slots__ = ("last", "leaving", "next", "resolving")
+    __slots__ = ("last", "leaving", "next", "reason", "resolving")
 
     def __init__(self) -> None:
         self.next: _Arrival | None = None
         self.last: _Arrival | None = None
         self.leaving: ServedModel | None = None
+        self.reason = ""
         self.resolving: asyncio.Task[None] | None = None
 
     @property
@@ -311,7 +313,7 @@ class Memory:
             assert plan.refused.error is not None
             self._tell(entry, plan.refused.error)
         for resident in plan.unload:
-            self._leave(self._entries[resident.key])
+            self._leave(self._entries[resident.key], "idle" if plan.is_idle else "evicted")
         if plan.load and not self._num_loading:
             self._used_before = self._loader.used_bytes()
         for resident in plan.load:
@@ -348,8 +350,8 @@ class Memory:
         served.on_idle = lambda: self.on_idle(entry)
         entry.served = served
         entry.observe()
-        entry.metrics.on_load(now - started)
         info = served.engine.info
+        entry.metrics.on_load(now - started, info.is_from_cache)
         logger.info(
             "%s: %s, %s on %s in %s, %.0f MB, loaded in %.2f s",
             entry.name, info.program, info.engine, info.device, info.dtype, size / 1e6, now - started,
@@ -363,12 +365,12 @@ class Memory:
     def _leave_now(self, entry: Entry) -> None:
         if entry.state is State.LOADED:
             self.residency.leave(entry.resident)
-            self._leave(entry)
+            self._leave(entry, "asked")
 
-    def _leave(self, entry: Entry) -> None:
+    def _leave(self, entry: Entry, reason: str) -> None:
         """From now on nobody enters; `on_idle` goes on from here."""
         stay = self._stays[entry.resident.key]
-        stay.leaving, entry.served = entry.served, None
+        stay.leaving, entry.served, stay.reason = entry.served, None, reason
         last_used = entry.resident.last_used
         self.on_idle(entry)
         entry.resident.last_used = last_used
@@ -385,7 +387,7 @@ class Memory:
             resident.size_bytes = freed
             self._loader.remember_size(entry, served.spec, freed)
         self.residency.gone(resident)
-        entry.metrics.num_unloads += 1
+        entry.metrics.on_unload(self._stays[resident.key].reason)
         logger.info(
             "%s: unloaded, %.0f MB given back, %.0f MB in use",
             entry.name, freed / 1e6, self._loader.used_bytes() / 1e6,
@@ -395,7 +397,9 @@ class Memory:
     def _fail(self, entry: Entry, raised: Exception) -> None:
         if isinstance(raised, ServingError):
             error = raised
-            if len(self._entries) > 1 or entry.metrics.loads:  # else the server ends, and says why
+            if len(self._entries) > 1 or any(
+                entry.metrics.loads.values()
+            ):  # else the server ends, and says why
                 logger.error("%s cannot be loaded: %s", entry.name, error.message)
                 if isinstance(error, ClientError):  # a setting is at fault, and no caller
                     error = ModelUnavailable(f"{entry.name} cannot be served as configured: {error.message}")

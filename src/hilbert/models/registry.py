@@ -94,7 +94,9 @@ class Registry:
                 break
         return "", path
 
-    async def take(self, name: str | None, task: Task, prefix: str = "") -> ServedModel:
+    async def take(
+        self, name: str | None, task: Task, prefix: str = "", entry: Entry | None = None
+    ) -> ServedModel:
         """The model that a request means, loaded.
 
         The caller makes its request before the next `await`, so that the model does not leave in between.
@@ -103,6 +105,7 @@ class Registry:
             name: what the body says, if it says anything.
             task: what is asked for.
             prefix: the key of `by_prefix` that the path began with, or ``""``.
+            entry: what `choose` has just said, where it was asked.
 
         Raises:
             ShuttingDown: the server finishes what it has and takes nothing new.
@@ -112,7 +115,7 @@ class Registry:
             ServingError: it cannot be loaded.
         """
         while True:
-            entry = self.choose(name, task, prefix)
+            entry = entry or self.choose(name, task, prefix)
             entry.resident.last_used = monotonic()
             if entry.served is not None:
                 return entry.served
@@ -120,7 +123,7 @@ class Registry:
             try:
                 return await entry.memory.hold(entry)
             except Retired:
-                continue
+                entry = None
 
     def choose(self, name: str | None, task: Task, prefix: str = "") -> Entry:
         """As `take`, without loading. Raises its errors but those of loading."""
@@ -179,13 +182,13 @@ class Registry:
     def readiness_of(self, prefix: str = "") -> Readiness:
         """The truth for probes.
 
-        Red while the server starts or drains, while a loaded model cannot answer, and when nothing but
-        models that cannot be loaded is left. A model that is not in memory is as good as there: asking for
-        it loads it.
+        Red while the server starts or drains, while a loaded model cannot answer, while one that is to be
+        kept loaded could not be, and when nothing but models that cannot be loaded is left. Any other model
+        that is not in memory is as good as there: asking for it loads it.
         """
         entries = self.list(prefix)
         states = {entry.name: self._state(entry) for entry in entries}
-        is_good = all(entry.served is None or entry.is_ready for entry in entries)
+        is_good = all(_is_as_it_should_be(entry) for entry in entries)
         is_hopeless = all(entry.served is None and entry.state is State.FAILED for entry in entries)
         return Readiness(
             is_good and not is_hopeless and not self.is_draining and not self.is_starting, states
@@ -206,6 +209,12 @@ class Registry:
 
     def _known(self) -> str:
         return "Available: " + ", ".join(_described(entry) for entry in self._entries) + "."
+
+
+def _is_as_it_should_be(entry: Entry) -> bool:
+    if entry.served is not None:
+        return entry.is_ready
+    return not (entry.resident.is_kept and entry.resident.num_failures)
 
 
 def _described(entry: Entry) -> str:

@@ -104,12 +104,14 @@ class Plan:
         unload: these take nothing new; unload each once it is idle.
         refused: this one does not fit at all; its `error` says why.
         wake_at: plan again at this time, if nothing happens before.
+        is_idle: who is to be unloaded was not used for long; else there is no room.
     """
 
     load: tuple[Resident, ...] = ()
     unload: tuple[Resident, ...] = ()
     refused: Resident | None = None
     wake_at: float | None = None
+    is_idle: bool = False
 
 
 class Residency:
@@ -206,7 +208,7 @@ class Residency:
         self._want_again(now)
         idle, wake_at = self._idle(loaded, now, busy)
         if idle:
-            return Plan(unload=self._send_away(idle))
+            return Plan(unload=self._send_away(idle), is_idle=True)
         movable = sorted((r for r in loaded if not r.is_pinned), key=lambda r: (r.key in busy, r.last_used))
         while (resident := self._next()) is not None:
             plan = self._make_room(resident, now, used_bytes, loaded, movable)

@@ -50,6 +50,7 @@ from hilbert.models.offload import offload, offload_media
 from hilbert.models.rerank import rerank_work
 from hilbert.models.work import Work
 from hilbert.observability import ModelMetrics
+from hilbert.observability.tei import Kind
 from hilbert.processors import PairProcessors, StaticQueries, TextProcessor
 from hilbert.scheduler import Admission
 
@@ -112,6 +113,7 @@ class ServedModel:
         self._pairs = PairProcessors(processor)
         self.metrics.read_queue_requests = lambda: admission.num_requests
         self.metrics.read_queue_tokens = lambda: admission.num_queued_tokens
+        self.metrics.read_backlog_seconds = lambda: admission.backlog_seconds
         self.metrics.read_ready = lambda: float(self.is_ready)
         self.metrics.read_info = self.info_labels
 
@@ -203,6 +205,9 @@ class ServedModel:
     async def _serve(self, work: Work[Result]) -> Result:
         """The one path of every request: admission, tokens, engine, result, and the books."""
         start = time.monotonic()
+        tei = self.metrics.tei
+        if tei is not None:
+            tei.on_call(_tei_kind(work), work.num_inputs)
         try:
             work.check()
             num_estimated = work.estimate_tokens()
@@ -220,9 +225,11 @@ class ServedModel:
             raise
         except asyncio.CancelledError:
             self.metrics.on_failure("cancelled")
+            if tei is not None:
+                tei.on_failure(None)
             raise
         except BaseException:  # the panic of a native library is no Exception
-            self.metrics.on_failure("server_error")
+            self._count_failure(EngineError(""))
             raise
         finally:
             self.metrics.queue_sequences -= work.num_inputs
@@ -235,10 +242,13 @@ class ServedModel:
         self.metrics.on_request(
             work.num_inputs,
             num_tokens,
-            request_seconds=time.monotonic() - start,
             tokenize_seconds=timing.tokenize_seconds,
             queue_seconds=timing.queue_seconds,
         )
+        if tei is not None:
+            spent = (timing.tokenize_seconds, timing.queue_seconds, timing.inference_seconds)
+            seconds = (time.monotonic() - start, *spent)
+            tei.on_answer(_tei_kind(work), work.num_inputs, num_tokens, seconds)
         return result
 
     async def _in_time(self, work: Work[Result], start: float) -> tuple[Result, int, Timing]:
@@ -259,9 +269,11 @@ class ServedModel:
     async def _carry_out(
         self, work: Work[Result], start: float, deadline: float | None
     ) -> tuple[Result, int, Timing]:
+        load_seconds = 0.0
         if isinstance(work, EncodeWork) and work.has_references:  # no other call takes images or sounds
             await work.load(self.media)
-            start = time.monotonic()
+            start, arrived = time.monotonic(), start
+            load_seconds = start - arrived
         request_id = next(_request_ids)
         if work.is_small():
             sequences = work.tokenize(request_id)
@@ -286,6 +298,7 @@ class ServedModel:
             tokenize_seconds,
             output.queue_seconds if output else 0.0,
             output.inference_seconds if output else 0.0,
+            load_seconds,
         )
         if output is None or len(filled) != len(sequences):
             output = with_empty_rows(self.facts, work.outputs, output, sequences)
@@ -310,13 +323,9 @@ class ServedModel:
         )
 
     def _count_failure(self, error: ServingError) -> None:
-        if isinstance(error, CapacityError):
-            self.metrics.on_rejection(error.code)
-            self.metrics.on_failure("rejected")
-        elif isinstance(error, ModelError | EngineError):
-            self.metrics.on_failure("server_error")
-        else:
-            self.metrics.on_failure("client_error")
+        self.metrics.on_failure(outcome_of(error))
+        if self.metrics.tei is not None:
+            self.metrics.tei.on_failure(error)
 
     def info_labels(self) -> dict[str, str]:
         """What `hilbert_model_info` says of it."""
@@ -327,6 +336,17 @@ class ServedModel:
                 "engine": info.engine, "device": info.device, "dtype": info.dtype, "program": info.program,
             }  # fmt: skip
         return labels
+
+
+def outcome_of(error: ServingError) -> str:
+    """The word for a failure in the metrics."""
+    if isinstance(error, CapacityError):
+        return "rejected"
+    return "server_error" if isinstance(error, ModelError | EngineError) else "client_error"
+
+
+def _tei_kind(work: Work[Result]) -> Kind:
+    return "predict" if OutputType.LOGITS in work.outputs else "embed"
 
 
 def _num_numbers(output: Output) -> int:

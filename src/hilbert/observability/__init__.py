@@ -1,5 +1,15 @@
-"""What Hilbert tells about itself: names, units and help of every metric in one table."""
+"""What Hilbert tells about itself: metrics (names, units and help in one table) and traces."""
 
-from hilbert.observability.metrics import Metrics, ModelMetrics
+from hilbert.observability.metrics import DeviceReading, Metrics, ModelMetrics, WorkerReading
+from hilbert.observability.traces import RequestTrace, Stage, Tracer, TraceSettings
 
-__all__ = ["Metrics", "ModelMetrics"]
+__all__ = [
+    "DeviceReading",
+    "Metrics",
+    "ModelMetrics",
+    "RequestTrace",
+    "Stage",
+    "TraceSettings",
+    "Tracer",
+    "WorkerReading",
+]

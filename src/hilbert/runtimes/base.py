@@ -40,6 +40,7 @@ class RuntimeInfo:
         num_labels: ``L``, the width of the logits; 0 where there are none.
         token_dimensions: width of the token vectors; 0 where there are none.
         max_batch_sequences: sequences whose outputs fit into `OUTPUT_BYTES`; None where a row is small.
+        is_from_cache: whether its graph lay in the cache, or was made now; None where nothing is traced.
     """
 
     engine: str
@@ -53,6 +54,7 @@ class RuntimeInfo:
     num_labels: int = 0
     token_dimensions: int = 0
     max_batch_sequences: int | None = None
+    is_from_cache: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,10 @@ class Runtime(Protocol[Prepared]):
 
     def prepare(self, batch: Batch) -> Prepared:
         """Lay a batch out in memory as the program wants it. Thread-safe."""
+        ...
+
+    def num_padding_tokens(self, prepared: Prepared) -> int:
+        """Tokens that the linear layers see beyond those of the batch."""
         ...
 
     def run(self, prepared: Prepared) -> BatchOutput:

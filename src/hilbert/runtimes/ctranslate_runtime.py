@@ -6,6 +6,7 @@ no head of a model.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ctranslate2
@@ -38,10 +39,13 @@ def load_ctranslate2(spec: ModelSpec, settings: RuntimeSettings) -> PaddedRuntim
     """
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
-    folder, _ = find_or_trace(spec, settings, "float32", "ctranslate2", ctranslate2.__version__)
+    version = ctranslate2.__version__
+    folder, _, is_from_cache = find_or_trace(spec, settings, "float32", "ctranslate2", version)
     program = read_program(folder)
     encoder = _Encoder(folder, settings, device, dtype)
-    return PaddedRuntime(spec, encoder, program.program, program.reason)
+    runtime = PaddedRuntime(spec, encoder, program.program, program.reason)
+    runtime.info = replace(runtime.info, is_from_cache=is_from_cache)
+    return runtime
 
 
 def _device(device: str) -> str:

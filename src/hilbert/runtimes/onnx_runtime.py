@@ -6,6 +6,7 @@ only, as its CPU kernels know no bfloat16 and its own quantisation changes the v
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ def load_onnx(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
             return PaddedRuntime(spec, graph, "shipped", f"the repository ships {shipped[0]}")
         except UnsupportedArchitecture as error:
             why = error.message
-    folder, _ = find_or_trace(spec, settings, "float32", "onnx", _FORMAT)
-    return OnnxRuntime(folder, settings, device, why)
+    folder, _, is_from_cache = find_or_trace(spec, settings, "float32", "onnx", _FORMAT)
+    runtime = OnnxRuntime(folder, settings, device, why)
+    runtime.info = replace(runtime.info, is_from_cache=is_from_cache)
+    return runtime
 
 
 def _device(device: str) -> str:
@@ -139,6 +142,10 @@ class OnnxRuntime:
     def prepare(self, batch: Batch) -> Prepared:
         """See `Runtime.prepare`."""
         return self._batches.prepare(batch)
+
+    def num_padding_tokens(self, prepared: Prepared) -> int:
+        """See `Runtime.num_padding_tokens`."""
+        return self._batches.num_padding_tokens(prepared)
 
     def run(self, prepared: Prepared) -> BatchOutput:
         """See `Runtime.run`."""

@@ -7,6 +7,7 @@ it in the dtype that was asked for.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,15 @@ def load_openvino(spec: ModelSpec, settings: RuntimeSettings) -> OpenVinoRuntime
     dtype = cpu_dtype(settings.dtype)
     folder = _exported_folder(spec, settings.dtype)
     if folder is None:
-        folder, key = find_or_trace(spec, settings, dtype, "openvino", ov.VERSION)
+        folder, key, is_from_cache = find_or_trace(spec, settings, dtype, "openvino", ov.VERSION)
     else:
+        is_from_cache = None
         dtype = "int8" if read_program(folder).dtype == "int8" else dtype
         key = key_of(spec, dtype, "openvino", ov.VERSION)
-    return OpenVinoRuntime(folder, ArtifactStore(settings.cache_dir).compiled(key), settings, dtype)
+    compiled = ArtifactStore(settings.cache_dir).compiled(key)
+    runtime = OpenVinoRuntime(folder, compiled, settings, dtype)
+    runtime.info = replace(runtime.info, is_from_cache=is_from_cache)
+    return runtime
 
 
 def cpu_dtype(dtype: str) -> str:
@@ -157,6 +162,10 @@ class OpenVinoRuntime:
     def prepare(self, batch: Batch) -> Prepared:
         """See `Runtime.prepare`."""
         return self._batches.prepare(batch)
+
+    def num_padding_tokens(self, prepared: Prepared) -> int:
+        """See `Runtime.num_padding_tokens`."""
+        return self._batches.num_padding_tokens(prepared)
 
     def run(self, prepared: Prepared) -> BatchOutput:
         """See `Runtime.run`.

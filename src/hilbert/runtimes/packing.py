@@ -56,6 +56,12 @@ class PackedBatch:
     unpad: IntArray
     num_groups: int
 
+    def num_padding_tokens(self, *, is_padded: bool) -> int:
+        """Tokens beyond those of the sequences that the linear layers see: all slots of a padded program."""
+        slots = self.slots[: self.num_groups]
+        num_seen = sum([group.size for group in slots]) if is_padded else len(self.input_ids)
+        return num_seen - int(self.lengths.sum())
+
 
 def group_borders(lengths: IntArray, max_groups: int) -> list[int]:
     """Cut sorted lengths into at most `max_groups` runs with the fewest padded slots.

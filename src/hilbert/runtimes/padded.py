@@ -115,6 +115,10 @@ class PaddedRuntime:
         ]
         return _Prepared(batch.outputs, groups)
 
+    def num_padding_tokens(self, prepared: _Prepared) -> int:
+        """See `Runtime.num_padding_tokens`."""
+        return sum([g.arrays["input_ids"].size - int(g.lengths.sum()) for g in prepared.groups])
+
     def run(self, prepared: _Prepared) -> BatchOutput:
         """See `Runtime.run`."""
         num_sequences = sum(len(group.members) for group in prepared.groups)

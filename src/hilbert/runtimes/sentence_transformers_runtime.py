@@ -127,6 +127,10 @@ class SentenceTransformersRuntime:
             stacks.append(_Stack(members, self._features([sequences[i] for i in members.tolist()])))
         return stacks
 
+    def num_padding_tokens(self, prepared: list[_Stack]) -> int:
+        """None: texts of one length make a stack."""
+        return 0
+
     def run(self, prepared: list[_Stack]) -> BatchOutput:
         """See `Runtime.run`."""
         rows: dict[int, FloatArray] = {}

@@ -39,6 +39,10 @@ class StaticRuntime:
         """Nothing to lay out."""
         return batch
 
+    def num_padding_tokens(self, prepared: Batch) -> int:
+        """See `Runtime.num_padding_tokens`."""
+        return 0
+
     def run(self, prepared: Batch) -> BatchOutput:
         """Average the rows of each sequence; a sequence without tokens is the zero vector."""
         rows = np.zeros((len(prepared.sequences), self._table.shape[1]), np.float32)

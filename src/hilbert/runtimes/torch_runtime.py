@@ -180,6 +180,13 @@ class TorchRuntime:
             [(stack, self._host(stack.features)) for stack in stacks],
         )
 
+    def num_padding_tokens(self, prepared: _Prepared) -> int:
+        """See `Runtime.num_padding_tokens`."""
+        if self._varlen:
+            return 0
+        is_padded = self._padded
+        return sum([feed.part.num_padding_tokens(is_padded=is_padded) for feed in prepared.feeds])
+
     def run(self, prepared: _Prepared) -> BatchOutput:
         """See `Runtime.run`."""
         builder = OutputBuilder(prepared.num_sequences, prepared.outputs, self._special_ids)

@@ -109,8 +109,8 @@ def key_of(spec: ModelSpec, dtype: str, target: Target, version: str) -> str:
 
 def find_or_trace(
     spec: ModelSpec, settings: RuntimeSettings, dtype: str, target: Target, version: str
-) -> tuple[Path, str]:
-    """The folder of an artifact and its key; made first where the cache has none.
+) -> tuple[Path, str, bool]:
+    """The folder of an artifact, its key, and whether the cache had it; made first where it had not.
 
     Raises:
         UnsupportedArchitecture: no program computes what the model computes.
@@ -120,11 +120,11 @@ def find_or_trace(
     store = ArtifactStore(settings.cache_dir)
     key = key_of(spec, dtype, target, version)
     folder = store.open(key)
-    if folder is None:
-        with store.building(key) as work:
-            program = tracing.trace(spec, dtype, work, settings.trust_remote_code, target)
-            folder = store.commit(key, work, spec, program)
-    return folder, key
+    if folder is not None:
+        return folder, key, True
+    with store.building(key) as work:
+        program = tracing.trace(spec, dtype, work, settings.trust_remote_code, target)
+        return store.commit(key, work, spec, program), key, False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +159,11 @@ class TracedBatches:
         if program.program == "padded":
             return pack_groups(sequences, program.unseen_id)
         return [pack(sequences, program.num_groups, program.unseen_id)]
+
+    def num_padding_tokens(self, prepared: Prepared) -> int:
+        """See `Runtime.num_padding_tokens`."""
+        is_padded = self._program.program == "padded"
+        return sum([part.num_padding_tokens(is_padded=is_padded) for part in prepared.parts])
 
     def feed(self, part: PackedBatch) -> list[IntArray]:
         """The graph's inputs, in its order."""

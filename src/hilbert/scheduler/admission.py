@@ -58,6 +58,14 @@ class Admission:
         """Tokens answered per second of having work; None before anything was measured."""
         return self._served_tokens / self._busy_seconds if self._busy_seconds > 0 else None
 
+    @property
+    def backlog_seconds(self) -> float:
+        """How long it takes to answer what was let in; a guess before anything was measured."""
+        rate = self.tokens_per_second
+        if rate:
+            return self.num_queued_tokens / rate
+        return _DEFAULT_RETRY_SECONDS if self.num_requests else 0.0
+
     def admit(self, num_tokens: int, now: float) -> None:
         """Let a request in. Whoever is let in must leave by `complete` or `release`, with the same count.
 

@@ -127,6 +127,7 @@ class FakeRuntime:
         lose_device_on_token: a batch with this marker raises WorkerLost.
         hang_on_token: a batch with this marker waits for `let_go`.
         wrong_shape_on_token: a batch with this marker returns one row too few of each output.
+        padding_tokens: how many each batch is said to be filled up with.
 
     Attributes:
         batches: all batches that were run, in order, when `record` is true.
@@ -155,6 +156,7 @@ class FakeRuntime:
         lose_device_on_token: int | None = None,
         hang_on_token: int | None = None,
         wrong_shape_on_token: int | None = None,
+        padding_tokens: int = 0,
         record: bool = False,
     ) -> None:
         self.seconds_per_batch = seconds_per_batch
@@ -169,6 +171,7 @@ class FakeRuntime:
         self.lose_device_on_token = lose_device_on_token
         self.hang_on_token = hang_on_token
         self.wrong_shape_on_token = wrong_shape_on_token
+        self.padding_tokens = padding_tokens
         self.record = record
         self.batches: list[Batch] = []
         self.num_runs = 0
@@ -222,6 +225,10 @@ class FakeRuntime:
     def prepare(self, batch: Batch) -> _Prepared:
         """Put the tokens side by side."""
         return _Prepared(batch, np.concatenate([s.input_ids for s in batch.sequences]))
+
+    def num_padding_tokens(self, prepared: _Prepared) -> int:
+        """As many as it was told."""
+        return self.padding_tokens
 
     def run(self, prepared: _Prepared) -> BatchOutput:
         """Compute the vectors, or fail as told."""

@@ -75,6 +75,7 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
     """What a worker must know that was started before anybody had read the settings."""
 
     log_level: str
+    is_json_log: bool = False
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):
@@ -184,11 +185,15 @@ class WorkerStats(msgspec.Struct, frozen=True, array_like=True, gc=False):
         resident_bytes: physical memory of the process; 0 where unknown.
         queued_tokens: tokens that wait for a batch, by model number.
         queued_sequences: sequences that wait for a batch, by model number.
+        device_used_bytes: memory in use on the device, by whomever; 0 where it has none of its own.
+        device_total_bytes: all of its memory, likewise.
     """
 
     resident_bytes: int
     queued_tokens: dict[int, int]
     queued_sequences: dict[int, int]
+    device_used_bytes: int = 0
+    device_total_bytes: int = 0
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -33,6 +33,7 @@ from hilbert.engine import BatchStats, Device, Engine, has_rows, start_engine
 from hilbert.errors import EngineError, ServingError, WorkerLost
 from hilbert.logs import log_to_stderr
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.memory import device_memory
 from hilbert.runtimes.tracing import Tracer, one_child
 from hilbert.worker.answers import encode_result
 from hilbert.worker.frames import (
@@ -181,6 +182,10 @@ class WatchedRuntime:
         finally:
             self._journal.leave(lane, is_batch_done=False)
 
+    def num_padding_tokens(self, prepared: tuple[list[int], Any]) -> int:
+        """See `Runtime`."""
+        return self._runtime.num_padding_tokens(prepared[1])
+
     def run(self, prepared: tuple[list[int], Any]) -> BatchOutput:
         """See `Runtime`."""
         lane = self._enter(prepared[0])
@@ -267,7 +272,7 @@ class Worker:
         elif isinstance(meta, Unload):
             self._orders.put(lambda: self._unload(meta))
         elif isinstance(meta, Welcome):
-            log_to_stderr(meta.log_level)
+            log_to_stderr(meta.log_level, is_json=meta.is_json_log)
         else:
             raise EngineError(f"a worker does not take {Kind(frame.kind).name} frames")
 
@@ -400,6 +405,7 @@ class Worker:
             resident_bytes(),
             {number: model.engine.num_queued_tokens for number, model in models},
             {number: model.engine.num_queued_sequences for number, model in models},
+            *device_memory([model.engine.info.device for _, model in models]),
         )
 
 

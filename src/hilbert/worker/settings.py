@@ -24,7 +24,7 @@ class SupervisorSettings:
         max_fast_failures: workers in a row that died while they started, before health is FAILED.
         runtime_factory: ``"module:function"``, see `spawn.prestart`; for tests and for measuring.
         preload: modules that a worker imports at its start.
-        log_level: of the workers, see `logs.log_to_stderr`.
+        log_level, is_json_log: of the workers, see `logs.log_to_stderr`.
     """
 
     worker_timeout_seconds: float = 30.0
@@ -38,6 +38,7 @@ class SupervisorSettings:
     runtime_factory: str | None = None
     preload: tuple[str, ...] = ()
     log_level: str = "info"
+    is_json_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)

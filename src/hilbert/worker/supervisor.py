@@ -74,6 +74,7 @@ class Supervisor:
     Attributes:
         num_restarts: workers lost so far.
         resident_bytes: memory of the worker at the last ping.
+        device_used_bytes, device_total_bytes: memory of its device at the last ping; 0 where that has none.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Supervisor:
         self._on_restart = on_restart
         self.num_restarts = 0
         self.resident_bytes = 0
+        self.device_used_bytes = self.device_total_bytes = 0
         self._models: dict[str, WorkerEngine] = {}
         self._by_number: dict[int, WorkerEngine] = {}
         self._loading: dict[int, asyncio.Future[None]] = {}  # first loads
@@ -410,7 +412,8 @@ class Supervisor:
             )
             return
         self._desk.link = link
-        link.write(encode(Kind.WELCOME, Welcome(self._settings.log_level)))
+        welcome = Welcome(self._settings.log_level, self._settings.is_json_log)
+        link.write(encode(Kind.WELCOME, welcome))
         self._ordered = []
         self._desk.has_answered = False
         self._set_patience()
@@ -463,6 +466,8 @@ class Supervisor:
 
     def _on_pong(self, pong: Pong) -> None:
         self.resident_bytes = pong.stats.resident_bytes
+        self.device_used_bytes = pong.stats.device_used_bytes
+        self.device_total_bytes = pong.stats.device_total_bytes
         for number, engine in self._by_number.items():
             engine.queued_tokens = pong.stats.queued_tokens.get(number, 0)
             engine.queued_sequences = pong.stats.queued_sequences.get(number, 0)

@@ -82,6 +82,8 @@ class EmbeddingsRoute:
         order = await parsed(call, self._max_body_bytes, self._parse)
         task = self._task if order.modality is None else _MEDIA_TASKS.get(order.modality, self._task)
         model = await model_for(call, self._models, order.model, task)
+        if call.asked is not None:
+            call.asked.encoding = order.encoding
         output = self._output or _output_of(order, model)
         inputs = for_model(
             order.request.inputs, order.named, order.modality, model.name, model.spec.modalities
