@@ -82,11 +82,11 @@ def test_promise_01_one_address_for_all_models(hotel: Hotel) -> None:
 
 
 def test_promise_02_without_a_key_401_and_no_model_is_reached(hotel: Hotel) -> None:
-    before = hotel.server.metric("hilbert_requests_total")
+    before = hotel.server.metric("hilbert_sequences_total")
     for path in ("/v1/embeddings", "/bge/v1/embeddings", "/bge/embeddings_sparse", "/bge/embeddings/colbert"):
         assert hotel.post(path, {"input": ["a"]}, None).status_code == 401
     assert hotel.post("/reranker/rerank", {"query": "a", "documents": ["b"]}, None).status_code == 401
-    assert hotel.server.metric("hilbert_requests_total") == before
+    assert hotel.server.metric("hilbert_sequences_total") == before
 
 
 def test_promise_03_an_unknown_key_401(hotel: Hotel) -> None:
