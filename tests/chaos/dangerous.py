@@ -58,6 +58,9 @@ class DangerousRuntime:
     def prepare(self, batch: Any) -> Any:
         return batch, self._inner.prepare(batch)
 
+    def num_padding_tokens(self, prepared: Any) -> int:
+        return self._inner.num_padding_tokens(prepared[1])
+
     def run(self, prepared: Any) -> Any:
         batch, inner = prepared
         ids = {int(i) for sequence in batch.sequences for i in sequence.input_ids}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as Reference
 
 from hilbert.engine.stats import BatchStats
-from hilbert.observability.metrics import Histogram, ModelMetrics
+from hilbert.errors import Overloaded
+from hilbert.observability.metrics import TABLE, Histogram, ModelMetrics
+from hilbert.observability.tei import tei_lines
 
 
 def test_histograms_count_as_prometheus_does():
@@ -28,7 +31,7 @@ def test_histograms_count_as_prometheus_does():
 
 def test_batches_are_counted_from_any_thread():
     metrics = ModelMetrics("m")
-    stats = BatchStats(3, 100, 0.0, 0.0, 0.0, 0.25, False, "", 0, 0)
+    stats = BatchStats(3, 100, 0.0, 0.0, 0.0, 0.25, False, "", 0, 0, num_padding_tokens=25)
     threads = [
         threading.Thread(target=lambda: [metrics.on_batch(stats) for _ in range(2000)]) for _ in range(4)
     ]
@@ -37,4 +40,36 @@ def test_batches_are_counted_from_any_thread():
     for thread in threads:
         thread.join()
     assert metrics.batch_tokens.sum == 800_000 and metrics.batch_sequences.sum == 24_000
+    assert metrics.num_padding_tokens == 200_000 and metrics.padding_ratio.sum == 1600
     assert metrics.inference_seconds.cumulative()[-1] == ("+Inf", 8000.0)
+
+
+def test_the_page_lists_every_metric():
+    page = (Path(__file__).parents[2] / "docs/observability.md").read_text()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `hilbert_")}
+    shown = {spec.name + ("_total" if spec.kind == "counter" else ""): spec for spec in TABLE}
+    assert list(rows) == list(shown)
+    for name, spec in shown.items():
+        _, _, kind, labels, what, _ = rows[name].split("|")
+        assert (kind.strip(), what.strip()) == (spec.kind, spec.help)
+        assert [label for label in labels.split("`")[1::2] if label.isidentifier()] == list(spec.labels)
+
+
+def test_teis_names_count_as_tei_does():
+    metrics = ModelMetrics("m", has_tei_names=True)
+    assert metrics.tei is not None and tei_lines([ModelMetrics("n")]) == b""
+    metrics.tei.on_call("embed", 4)
+    metrics.tei.on_answer("embed", 4, 40, (0.5, 0.001, 0.2, 0.3))
+    metrics.tei.on_call("predict", 1)
+    metrics.tei.on_failure(Overloaded("full"))
+    text = tei_lines([metrics]).decode()
+    for line in (
+        "# TYPE te_request_count counter", 'te_request_count{method="single"} 1',
+        'te_request_count{method="batch"} 1', 'te_request_success{method="batch"} 1',
+        'te_request_failure{err="overloaded"} 1', "te_embed_count 4", "te_embed_success 4", "te_predict_count 1",
+        "te_predict_success 0", "te_request_queue_duration_sum 0.2", "te_embed_inference_duration_count 4",
+        'te_embed_duration_bucket{le="0.25"} 0', 'te_embed_duration_bucket{le="0.5"} 4',
+        'te_request_input_length_bucket{le="16"} 4', "te_request_input_length_sum 40.0", "te_queue_size 0",
+        "te_batch_next_size_count 0",
+    ):  # fmt: skip
+        assert line in text.splitlines(), line
