@@ -255,7 +255,7 @@ def _prepare(settings: ServerSettings) -> Tracer | None:
     import hilbert.api
     import hilbert.cli.door
     import hilbert.cli.http
-    import hilbert.models
+    import hilbert.models  # noqa: F401
     from hilbert.observability import Tracer, TraceSettings
 
     wanted = TraceSettings.of(settings.otlp_endpoint, settings.otlp_service_name, os.environ)

@@ -26,6 +26,7 @@ from hilbert.core import (
     ModelSpec,
     Output,
     OutputDtype,
+    OutputType,
     Request,
     RerankRequest,
     RerankResult,
