@@ -18,7 +18,8 @@
     │   ├── RateLimited               429     yes  (its caller's quota, not the server's room)
     │   ├── ModelLoading              503     yes
     │   ├── RequestTimeout            503     yes
-    │   └── ShuttingDown              503     yes
+    │   ├── ShuttingDown              503     yes
+    │   └── ServerUnreachable         503     mostly  (raised by the client: no answer came)
     ├── ModelError                              the model or its files are at fault
     │   ├── ModelUnavailable          500     no   (not on the hub, no access, broken transfer)
     │   ├── UnsupportedArchitecture   500     no
@@ -173,6 +174,12 @@ class ShuttingDown(CapacityError):
     """The server is draining and takes no new requests."""
 
     code = "shutting_down"
+
+
+class ServerUnreachable(CapacityError):
+    """No answer came: nobody listens, the connection was cut, or time ran out. Raised by the client alone."""
+
+    code = "unreachable"
 
 
 class ModelError(ServingError):

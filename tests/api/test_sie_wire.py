@@ -138,3 +138,19 @@ def test_bad_calls_of_rerank_name_value_limit_and_remedy(reranker, more, words):
     assert v1.status_code == 400 and all(w in v1.json()["message"] for w in words), v1.text
     bare = reranker.post("/rerank", body)
     assert bare.status_code == 422 and all(w in bare.json()["detail"][0]["msg"] for w in words), bare.text
+
+
+def test_what_goes_beyond_sie(m3, reranker):
+    options = {"dimensions": 3, "truncate": False, "prompt_name": "", "input_type": "query"}
+    body = {"items": [{"text": "hej"}], "model": "all-MiniLM-L6-v2", "params": {"options": options}}
+    reply = m3.post("/v1/encode", body)
+    assert reply.status_code == 200 and reply.json()["items"][0]["dense"]["dims"] == 3, reply.text
+    for name, value in (("dimensions", "3"), ("truncate", 1), ("prompt_name", 3), ("input_type", [])):
+        reply = m3.post("/v1/encode", {**body, "params": {"options": {name: value}}})
+        assert reply.status_code == 400 and f"$.{name}" in reply.json()["detail"]["message"], reply.text
+    long = {"items": [{"text": "hej " * 600}], "params": {"options": {"truncate": False}}}
+    assert m3.post("/v1/encode", long).json()["detail"]["reason"] == "input_too_long"
+    unknown = {**body, "params": {"options": {"prompt_name": "nobody"}}}
+    assert "nobody" in m3.post("/v1/encode", unknown).json()["detail"]["message"]
+    refused = reranker.post("/v1/encode", body).json()["detail"]
+    assert (refused["code"], refused["reason"]) == ("INVALID_INPUT", "unsupported_task")

@@ -1,94 +1,16 @@
 """The client against a real HTTP server on loopback that says what a test wants it to say."""
 
+from __future__ import annotations
+
 import base64
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 
-import anyio
-import httpx2
 import numpy as np
 import pytest
+from client_house import array, encoded_answer, vector_of
 
-import hilbert
 from hilbert import errors
-
-
-class Server:
-    def __init__(self) -> None:
-        self.status = 200
-        self.answer: bytes = b""
-        self.extra_headers: dict[str, str] = {}
-        self.seen: list[tuple[str, dict[str, str], dict[str, object]]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                server.seen.append((self.path, dict(self.headers), body))
-                answer = server.answer or vectors_answer(body["input"])
-                self.send_response(server.status)
-                for name, value in server.extra_headers.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
-def vector_of(text: str) -> np.ndarray:
-    return np.array([len(text), 1 / 3, -1e-30], "<f4")
-
-
-def vectors_answer(texts: list[str]) -> bytes:
-    data = [
-        {"object": "embedding", "index": i, "embedding": base64.b64encode(vector_of(t).tobytes()).decode()}
-        for i, t in enumerate(texts)
-    ]
-    # Out of order on purpose: `index` says which is which.
-    return json.dumps({"object": "list", "data": data[::-1], "model": "m", "usage": {}}).encode()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(params=["sync", "async"])
-def embed(request, server):
-    """`embed(*args)` of either client, or another `method`, and what it constructs it with."""
-
-    def call(*args, client=None, method="embed", **kwargs):
-        client = {"base_url": server.url, **(client or {})}
-        if request.param == "sync":
-            with hilbert.Client(**client) as sync:
-                return getattr(sync, method)(*args, **kwargs)
-
-        async def run():
-            async with hilbert.AsyncClient(**client) as asynchronous:
-                return await getattr(asynchronous, method)(*args, **kwargs)
-
-        return anyio.run(run)
-
-    return call
 
 
 def test_vectors_come_back_exact_in_order_and_writable(embed) -> None:
@@ -133,16 +55,16 @@ def test_what_is_sent(embed, server) -> None:
     }
 
 
-def items_answer(*items: dict[str, object]) -> bytes:
-    data = [{"index": index, **item} for index, item in enumerate(items)]
-    return json.dumps({"object": "list", "data": data[::-1], "model": "colbert", "usage": {}}).encode()
+TOKENS = [np.arange(6, dtype=np.float32).reshape(3, 2) / 3, np.zeros((0, 2), np.float32)]
 
 
 def token_item(rows: np.ndarray) -> dict[str, object]:
     return {"embedding": base64.b64encode(rows.astype("<f4").tobytes()).decode(), "shape": rows.shape}
 
 
-TOKENS = [np.arange(6, dtype=np.float32).reshape(3, 2) / 3, np.zeros((0, 2), np.float32)]
+def items_answer(*items: dict[str, object]) -> bytes:
+    data = [{"index": index, **item} for index, item in enumerate(items)]
+    return json.dumps({"object": "list", "data": data[::-1], "model": "colbert", "usage": {}}).encode()
 
 
 def test_token_vectors_are_never_flattened(embed, server) -> None:
@@ -152,39 +74,58 @@ def test_token_vectors_are_never_flattened(embed, server) -> None:
     assert caught.value.status == 400
 
 
-def test_token_vectors(embed, server) -> None:
-    server.answer = items_answer(*map(token_item, TOKENS))
-    asked = {"dimensions": 2, "prompt_name": "", "prompt": "p", "input_type": "query", "truncate": False}
-    found = embed(["a", "b"], "m", method="embed_multivector", **asked)
-    assert [rows.dtype for rows in found] == [np.float32] * 2
-    assert all(np.array_equal(rows, said) for rows, said in zip(found, TOKENS, strict=True))
-    found[0][0] = 0
-    path, _, body = server.seen[-1]
-    assert path == "/v1/embeddings/colbert"
-    assert body == {"input": ["a", "b"], "encoding_format": "base64", "model": "m", **asked}
-    embed("abc", method="embed_multivector")
-    assert server.seen[-1][2] == {"input": ["abc"], "encoding_format": "base64"}
-    for item in ({"embedding": "AAAAAA=="}, {"embedding": "AAAAAA==", "shape": [2, 2]}):
-        server.answer = items_answer(item)
-        with pytest.raises(errors.ServingError, match="not a list of token vectors"):
-            embed("a", method="embed_multivector")
+def test_every_kind_of_vector_in_one_answer(embed, server, tmp_path) -> None:
+    dense = np.array([1, 1 / 3, -1e-30], "<f4")
+    ids, weights = np.array([3, 70000], np.int32), np.array([1.25, 0.5], "<f4")
+    sparse = {"indices": array(ids), "values": array(weights)}
+    empty = {"indices": array(ids[:0]), "values": array(weights[:0])}
+    item = {"dense": {"values": array(dense)}, "sparse": sparse, "multivector": {"values": array(TOKENS[0])}}
+    other = {"dense": {"values": array(-dense)}, "sparse": empty, "multivector": {"values": array(TOKENS[1])}}
+    server.answer = encoded_answer(item, other)
+    asked = {"dimensions": 2, "prompt_name": "", "input_type": "query", "truncate": False}
+    file = tmp_path / "a.wav"
+    file.write_bytes(b"sound")
+    for outputs in (["dense", "multivector", "sparse"], {"sparse", "dense", "multivector"}):
+        found = embed(["a", b"image"], "x/m", method="encode", outputs=outputs, prompt="p", **asked)
+    assert np.array_equal(found.dense, [dense, -dense]) and found.dense.dtype == np.float32
+    assert [v.token_ids.tolist() for v in found.sparse] == [[3, 70000], []]
+    assert found.sparse[0].token_ids.dtype == np.int32 and found.sparse[0].weights.tolist() == [1.25, 0.5]
+    assert all(np.array_equal(rows, said) for rows, said in zip(found.multivector, TOKENS, strict=True))
+    found.dense[0] = found.multivector[0][0] = 0
+    path, headers, body = server.seen[-1]
+    assert path == "/v1/encode" and headers["accept"] == "application/msgpack"
+    assert body == {
+        "items": [{"text": "a"}, {"images": [{"data": b"image"}]}],
+        "params": {
+            "output_types": ["dense", "multivector", "sparse"],
+            "instruction": "p",
+            "options": asked,
+        },
+        "model": "x/m",
+    }
+    tokens = embed(["a", file], method="embed_multivector")
+    assert [rows.shape for rows in tokens] == [(3, 2), (0, 2)]
+    body = server.seen[-1][2]
+    assert body["items"] == [{"text": "a"}, {"audio": {"data": b"sound"}}] and body["model"] is None
+    assert body["params"] == {"output_types": ["multivector"]}
+    words = embed(["a", "b"], method="embed_sparse", input_type="query")
+    assert words[0].weights.tolist() == [1.25, 0.5] and words[1].token_ids.shape == (0,)
+    assert server.seen[-1][2]["params"] == {"output_types": ["sparse"], "options": {"input_type": "query"}}
 
 
-def test_sparse_vectors(embed, server) -> None:
-    server.answer = items_answer({"embedding": {"70000": 0.5, "3": 1.25}}, {"embedding": {}})
-    asked = {"prompt_name": "", "prompt": "p", "input_type": "query", "truncate": False}
-    first, second = embed(["a", "b"], "m", method="embed_sparse", **asked)
-    assert first.token_ids.dtype == np.int32 and first.token_ids.tolist() == [3, 70000]
-    assert first.weights.dtype == np.float32 and first.weights.tolist() == [1.25, 0.5]
-    assert second.token_ids.shape == second.weights.shape == (0,)
-    path, _, body = server.seen[-1]
-    assert path == "/v1/embeddings_sparse" and body == {"input": ["a", "b"], "model": "m", **asked}
-    embed("abc", method="embed_sparse")
-    assert server.seen[-1][2] == {"input": ["abc"]}
-    for weights in ({"x": 1.0}, {str(2**40): 1.0}):
-        server.answer = items_answer({"embedding": weights})
-        with pytest.raises(errors.ServingError, match="not a list of sparse vectors"):
-            embed("a", method="embed_sparse")
+@pytest.mark.parametrize(
+    "item",
+    [
+        {},
+        {"sparse": {"indices": array(np.zeros(2, np.int32)), "values": array(np.zeros(1, "<f4"))}},
+        {"sparse": {"indices": {b"data": b"abc", b"type": "<i4", b"shape": [1]}, "values": {}}},
+        {"sparse": [1.0]},
+    ],
+)
+def test_a_strange_item_is_an_error(embed, server, item) -> None:
+    server.answer = encoded_answer(item)
+    with pytest.raises(errors.ServingError, match=r"encoded items|has no sparse vectors"):
+        embed("a", method="embed_sparse")
 
 
 def test_a_path_is_a_sound_by_its_ending_else_an_image(embed, server, tmp_path) -> None:
@@ -227,7 +168,7 @@ def test_errors_are_typed(embed, server, status, answer, kind, message) -> None:
     server.answer = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     server.extra_headers = {"retry-after": "3"}
     with pytest.raises(errors.ServingError) as caught:
-        embed(["a"])
+        embed(["a"], client={"retry_seconds": 0})
     assert type(caught.value) is kind
     assert caught.value.status == status
     if message is not None:
@@ -254,5 +195,9 @@ def test_a_strange_answer_is_an_error(embed, server, answer) -> None:
 
 
 def test_nobody_there(embed) -> None:
-    with pytest.raises(httpx2.TransportError):
+    began = time.monotonic()
+    with pytest.raises(
+        errors.ServerUnreachable, match=r"127\.0\.0\.1:9/v1: .*hilbert serve.*base_url"
+    ) as caught:
         embed(["a"], client={"base_url": "http://127.0.0.1:9"})
+    assert caught.value.status == 503 and time.monotonic() - began < 5

@@ -1,180 +1,250 @@
-"""`Client` and `AsyncClient`: vectors, rankings and classes from a Hilbert server in one call."""
+"""`Client` and `AsyncClient`: vectors, rankings and classes from a Hilbert server in one call.
+
+What a call is stands once, in `calls.py`; here are the two drivers that send it: one with threads, one for
+asyncio and trio. A call with many inputs goes in parts, several at a time; the first part that fails ends it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar, Unpack
 
+import anyio
 import httpx2
 
-from hilbert.client.wire import (
-    DEFAULT_URL,
-    FloatArray,
-    Hit,
-    Input,
-    LabelScore,
-    classify_body,
-    embed_body,
-    headers,
-    read_classes,
-    read_error,
-    read_ranking,
-    read_sparse_vectors,
-    read_token_vectors,
-    read_vectors,
-    rerank_body,
-    sparse_body,
-    v1_url,
-)
+from hilbert.client import calls
+from hilbert.client.calls import Call
+from hilbert.client.inputs import Input
+from hilbert.client.progress import progress
+from hilbert.client.retries import Patience
+from hilbert.client.wire import DEFAULT_URL, Encoded, FloatArray, Hit, LabelScore, read_error, v1_url
 from hilbert.core import SparseVector
+from hilbert.errors import InvalidInput, ServerUnreachable, ServingError
 
+T = TypeVar("T")
+H = TypeVar("H", httpx2.Client, httpx2.AsyncClient)
 # Longer than the server's own limit for one request, so that its answer arrives first.
 DEFAULT_TIMEOUT_SECONDS = 120.0
+DEFAULT_RETRY_SECONDS = 60.0
+DEFAULT_BATCH_SIZE = 256
+DEFAULT_MAX_IN_FLIGHT = 8
+_CONNECT_SECONDS = 10.0
 
 
-class Client:
-    """Talks to a server. Connections are kept and shared between threads.
+class _Parts(Generic[T]):
+    """The parts of one call: what is still to be sent, and what came of the others.
 
-    Args:
-        base_url: where the server is, with or without ``/v1``.
-        api_key: sent as a bearer token.
-        timeout: seconds to wait for an answer.
+    Attributes:
+        failure: the first, if any; then nothing more is sent.
+        over: set as soon as nobody waits for the rest.
     """
+
+    def __init__(self, call: Call[T], parts: list[range]) -> None:
+        self.failure: BaseException | None = None
+        self.over = threading.Event()
+        self._call = call
+        self._waiting = deque(parts)
+        self._answers: dict[int, T] = {}
+
+    def next(self) -> range | None:
+        """Another part; None when there is nothing to do."""
+        try:
+            return None if self.over.is_set() else self._waiting.popleft()
+        except IndexError:
+            return None
+
+    def done(self, part: range, answer: T) -> None:
+        """A part was answered."""
+        self._answers[part.start] = answer
+
+    def failed(self, error: BaseException) -> None:
+        """A part was not: all ends."""
+        self.failure = self.failure or error
+        self.over.set()
+
+    def joined(self) -> T:
+        """The answer of the whole call.
+
+        Raises:
+            ServingError: of the first part that failed.
+        """
+        if self.failure is not None:
+            raise self.failure
+        return self._call.join(sorted(self._answers.items()))
+
+
+class _Base(Generic[H]):
+    """What both clients are told, and know about the wire."""
 
     def __init__(
         self,
         base_url: str = DEFAULT_URL,
         api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        *,
+        retry_seconds: float = DEFAULT_RETRY_SECONDS,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        show_progress: bool = True,
     ) -> None:
+        for name, number in (("batch_size", batch_size), ("max_in_flight", max_in_flight)):
+            if number < 1:
+                raise InvalidInput(f"{name} is {number}; it must be 1 or more.", param=name)
         self._url = v1_url(base_url)
-        self._http = httpx2.Client(headers=headers(api_key), timeout=timeout)
+        # Reading the certificates takes 20 ms, which plain HTTP has no use for.
+        self._is_https = not self._url.startswith("http://")
+        self._timeout = httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None)
+        self._retry_seconds = retry_seconds
+        self._batch_size = batch_size
+        self._max_in_flight = max_in_flight
+        self._show_progress = show_progress
+        self._was_answered = False
+        self._http: H = self._connect({"authorization": f"Bearer {api_key}"} if api_key else {})
+
+    def _connect(self, headers: dict[str, str]) -> H:
+        """The connections."""
+        raise NotImplementedError
+
+    def _headers_of(self, call: Call[T]) -> dict[str, str]:
+        return {"content-type": call.media_type, "accept": call.media_type}
+
+    def _read(self, call: Call[T], response: httpx2.Response) -> T:
+        self._was_answered = True
+        if response.status_code != 200:
+            raise read_error(response.status_code, response.reason_phrase, response.content, response.headers)
+        return call.read(response.content)
+
+    def _unreachable(self, error: httpx2.TransportError) -> ServerUnreachable:
+        """What a request without an answer means to the caller."""
+        reason = str(error).rstrip(".") or type(error).__name__
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            found = ServerUnreachable(
+                f"No server answers at {self._url}: {reason}. Start one with `hilbert serve`, or name its "
+                "address as base_url."
+            )
+            # A server that answered before is waited for; one that never did may not exist.
+            found.retryable = self._was_answered
+        elif isinstance(error, httpx2.TimeoutException):
+            found = ServerUnreachable(
+                f"{self._url} did not answer within {self._timeout.read} s. Send less at a time (batch_size) "
+                "or wait longer (timeout)."
+            )
+            found.retryable = False
+        else:
+            found = ServerUnreachable(
+                f"The connection to {self._url} was cut before the answer had come: {reason}. The server, or "
+                "a proxy in front of it, ended it; its log may say why."
+            )
+        return found
+
+
+class Client(_Base[httpx2.Client]):
+    """Talks to a server. Connections are kept and shared between threads.
+
+    Args:
+        base_url: where the server is, with or without ``/v1``.
+        api_key: sent as a bearer token.
+        timeout: seconds to wait for the answer of one request.
+        retry_seconds: how long one request is tried again where the server says that it is full or loads, or
+            goes away; 0 never tries again. `Retry-After` is honoured.
+        batch_size: inputs that go in one request; a longer list goes in several.
+        max_in_flight: requests of one call that are under way at a time.
+        show_progress: a bar for long lists, on a terminal, where tqdm is installed.
+
+    Example:
+        >>> with Client() as client:  # doctest: +SKIP
+        ...     client.embed(["Hilbert's hotel", "one more guest"]).shape
+        (2, 384)
+
+    All calls raise:
+        ServerUnreachable: no answer came.
+        ServingError: the server refused; the class, `status` and `message` are its own (`hilbert.errors`),
+            and `index` is the place of the guilty input in the whole list, where there is one.
+    """
+
+    def _connect(self, headers: dict[str, str]) -> httpx2.Client:
+        return httpx2.Client(headers=headers, timeout=self._timeout, verify=self._is_https)
 
     def embed(
         self,
-        inputs: Input | Sequence[Input],
+        inputs: Input | Iterable[Input],
         model: str | None = None,
-        *,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        input_type: str | None = None,
-        truncate: bool = True,
-        modality: str | None = None,
+        **options: Unpack[calls.DenseOptions],
     ) -> FloatArray:
         """Vectors of `inputs`, in their order.
 
         Args:
             inputs: one or several: texts, and for a model that sees, images as the bytes or the `Path` of a
-                file, or the URL of one; a `Path` that ends in .wav, .flac, .ogg or .mp3 is a sound.
+                file, the URL of one, or what Pillow opened; a `Path` that ends in .wav, .flac, .ogg or .mp3
+                is a sound.
             model: which model; not needed where the server has one.
-            dimensions: keep the first so many numbers, normalised again.
-            prompt_name: one of the model's prompts; ``""`` for none.
-            prompt: text to put before every input.
-            input_type: ``"query"`` or ``"document"``.
-            truncate: cut texts that are too long for the model; when false they are an error.
-            modality: ``"text"``, ``"image"`` or ``"audio"``: what all inputs are.
+            options: see `DenseOptions`.
         Returns:
             ``[N, E]`` float32; one text gives ``[1, E]``.
         Raises:
             UnsupportedTask: the model has a vector for each token: `embed_multivector` returns those.
-            ServingError: the server refused; `status` and `message` are its own (`hilbert.errors`).
-            httpx2.TransportError: no answer came.
         """
-        response = self._http.post(
-            f"{self._url}/embeddings",
-            content=embed_body(
-                inputs,
-                model=model,
-                dimensions=dimensions,
-                prompt_name=prompt_name,
-                prompt=prompt,
-                input_type=input_type,
-                truncate=truncate,
-                modality=modality,
-            ),
-        )
-        return read_vectors(_content_of(response))
+        return self._run(calls.embed(inputs, model, **options))
+
+    def encode(
+        self,
+        inputs: Input | Iterable[Input],
+        model: str | None = None,
+        outputs: Collection[str] = ("dense",),
+        **options: Unpack[calls.EmbedOptions],
+    ) -> Encoded:
+        """Several kinds of vector from one pass over the inputs.
+
+        Args:
+            inputs: as for `embed`; a string is a text, whatever it looks like.
+            model: which model; not needed where the server has one.
+            outputs: some of ``"dense"``, ``"sparse"`` and ``"multivector"``.
+            options: see `EmbedOptions`.
+        """
+        return self._run(calls.encode(inputs, model, outputs, **options))
 
     def embed_multivector(
         self,
-        inputs: str | Sequence[str],
+        inputs: Input | Iterable[Input],
         model: str | None = None,
-        *,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        input_type: str | None = None,
-        truncate: bool = True,
+        **options: Unpack[calls.EmbedOptions],
     ) -> list[FloatArray]:
         """A vector for each token of each text: late-interaction models, bge-m3, dense models.
 
         Args:
-            inputs: one text or several; the options are those of `embed`.
-            input_type: which of a late-interaction model's sides; None is ``"document"``.
+            inputs: one text or several.
+            model: which model; not needed where the server has one.
+            options: see `EmbedOptions`; `input_type` says which of a late-interaction model's sides, by
+                default ``"document"``.
         Returns:
             ``[n, E]`` float32 for each text, in their order.
-        Raises:
-            ServingError: the server refused.
-            httpx2.TransportError: no answer came.
         """
-        response = self._http.post(
-            f"{self._url}/embeddings/colbert",
-            content=embed_body(
-                inputs,
-                model=model,
-                dimensions=dimensions,
-                prompt_name=prompt_name,
-                prompt=prompt,
-                input_type=input_type,
-                truncate=truncate,
-                modality=None,
-            ),
-        )
-        return read_token_vectors(_content_of(response))
+        return self._run(calls.embed_multivector(inputs, model, **options))
 
     def embed_sparse(
         self,
-        inputs: str | Sequence[str],
+        inputs: Input | Iterable[Input],
         model: str | None = None,
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        input_type: str | None = None,
-        truncate: bool = True,
+        **options: Unpack[calls.SparseOptions],
     ) -> list[SparseVector]:
         """The weights of each text over the vocabulary, in their order: SPLADE, bge-m3, sparse codes.
 
         Args:
-            inputs: one text or several; the options are those of `embed`.
-            input_type: ``"query"`` for queries; None is ``"document"``.
-        Raises:
-            ServingError: the server refused.
-            httpx2.TransportError: no answer came.
+            inputs: one text or several.
+            model: which model; not needed where the server has one.
+            options: see `SparseOptions`; give ``input_type="query"`` for queries.
         """
-        body = sparse_body(
-            inputs,
-            model=model,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            input_type=input_type,
-            truncate=truncate,
-        )
-        return read_sparse_vectors(
-            _content_of(self._http.post(f"{self._url}/embeddings_sparse", content=body))
-        )
+        return self._run(calls.embed_sparse(inputs, model, **options))
 
     def rerank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         model: str | None = None,
-        *,
-        top_n: int | None = None,
-        raw_scores: bool = False,
-        truncate: bool = True,
-        prompt: str | None = None,
+        **options: Unpack[calls.RerankOptions],
     ) -> list[Hit]:
         """Documents in the order of their relevance to a query, best first.
 
@@ -182,46 +252,24 @@ class Client:
             query: the query.
             documents: at least one.
             model: which model; not needed where the server has one.
-            top_n: return only so many of the best.
-            raw_scores: a cross-encoder's logits instead of their sigmoid.
-            truncate: cut texts that are too long for the model; when false they are an error.
-            prompt: the instruction of a reranker that takes one; None takes the model's own.
-        Raises:
-            ServingError: the server refused.
-            httpx2.TransportError: no answer came.
+            options: see `RerankOptions`.
         """
-        body = rerank_body(
-            query,
-            documents,
-            model=model,
-            top_n=top_n,
-            raw_scores=raw_scores,
-            truncate=truncate,
-            prompt=prompt,
-        )
-        return read_ranking(_content_of(self._http.post(f"{self._url}/rerank", content=body)))
+        return self._run(calls.rerank(query, documents, model, **options))
 
     def classify(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         model: str | None = None,
-        *,
-        raw_scores: bool = False,
-        truncate: bool = True,
+        **options: Unpack[calls.ClassifyOptions],
     ) -> list[list[LabelScore]]:
         """The scores of all classes for each text, best first.
 
         Args:
             texts: one text or several.
             model: which model; not needed where the server has one.
-            raw_scores: logits instead of probabilities.
-            truncate: cut texts that are too long for the model; when false they are an error.
-        Raises:
-            ServingError: the server refused.
-            httpx2.TransportError: no answer came.
+            options: see `ClassifyOptions`.
         """
-        body = classify_body(texts, model=model, raw_scores=raw_scores, truncate=truncate)
-        return read_classes(_content_of(self._http.post(f"{self._url}/classify", content=body)))
+        return self._run(calls.classify(texts, model, **options))
 
     def close(self) -> None:
         """Close the connections."""
@@ -238,131 +286,114 @@ class Client:
     ) -> None:
         self.close()
 
+    def _run(self, call: Call[T]) -> T:
+        all_parts = call.parts(self._batch_size)
+        parts = _Parts(call, all_parts)
+        if len(all_parts) == 1:
+            return self._send(call, all_parts[0], parts.over)
+        with progress(len(call.items), self._show_progress) as advance:
+            threads = [
+                threading.Thread(target=self._work, args=(call, parts, advance), name="hilbert-client")
+                for _ in range(min(self._max_in_flight, len(all_parts)))
+            ]
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            finally:
+                parts.over.set()
+        return parts.joined()
 
-class AsyncClient:
+    def _work(self, call: Call[T], parts: _Parts[T], advance: Callable[[int], object]) -> None:
+        """Send one part after the other."""
+        try:
+            while (part := parts.next()) is not None:
+                parts.done(part, self._send(call, part, parts.over))
+                advance(len(part))
+        except BaseException as error:
+            parts.failed(error)
+
+    def _send(self, call: Call[T], part: range, over: threading.Event) -> T:
+        """Send one request until it is answered."""
+        body, patience = call.body(part), Patience(self._retry_seconds)
+        while True:
+            try:
+                return self._once(call, body)
+            except ServingError as error:
+                wait = patience.wait_after(calls.placed(error, part.start))
+                if over.wait(wait):
+                    raise
+
+    def _once(self, call: Call[T], body: bytes) -> T:
+        try:
+            response = self._http.post(self._url + call.path, content=body, headers=self._headers_of(call))
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+        return self._read(call, response)
+
+
+class AsyncClient(_Base[httpx2.AsyncClient]):
     """As `Client`, for asyncio and trio."""
 
-    def __init__(
-        self,
-        base_url: str = DEFAULT_URL,
-        api_key: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
-    ) -> None:
-        self._url = v1_url(base_url)
-        self._http = httpx2.AsyncClient(headers=headers(api_key), timeout=timeout)
+    def _connect(self, headers: dict[str, str]) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(headers=headers, timeout=self._timeout, verify=self._is_https)
 
     async def embed(
         self,
-        inputs: Input | Sequence[Input],
+        inputs: Input | Iterable[Input],
         model: str | None = None,
-        *,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        input_type: str | None = None,
-        truncate: bool = True,
-        modality: str | None = None,
+        **options: Unpack[calls.DenseOptions],
     ) -> FloatArray:
         """As `Client.embed`."""
-        response = await self._http.post(
-            f"{self._url}/embeddings",
-            content=embed_body(
-                inputs,
-                model=model,
-                dimensions=dimensions,
-                prompt_name=prompt_name,
-                prompt=prompt,
-                input_type=input_type,
-                truncate=truncate,
-                modality=modality,
-            ),
-        )
-        return read_vectors(_content_of(response))
+        return await self._run(calls.embed(inputs, model, **options))
+
+    async def encode(
+        self,
+        inputs: Input | Iterable[Input],
+        model: str | None = None,
+        outputs: Collection[str] = ("dense",),
+        **options: Unpack[calls.EmbedOptions],
+    ) -> Encoded:
+        """As `Client.encode`."""
+        return await self._run(calls.encode(inputs, model, outputs, **options))
 
     async def embed_multivector(
         self,
-        inputs: str | Sequence[str],
+        inputs: Input | Iterable[Input],
         model: str | None = None,
-        *,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        input_type: str | None = None,
-        truncate: bool = True,
+        **options: Unpack[calls.EmbedOptions],
     ) -> list[FloatArray]:
         """As `Client.embed_multivector`."""
-        response = await self._http.post(
-            f"{self._url}/embeddings/colbert",
-            content=embed_body(
-                inputs,
-                model=model,
-                dimensions=dimensions,
-                prompt_name=prompt_name,
-                prompt=prompt,
-                input_type=input_type,
-                truncate=truncate,
-                modality=None,
-            ),
-        )
-        return read_token_vectors(_content_of(response))
+        return await self._run(calls.embed_multivector(inputs, model, **options))
 
     async def embed_sparse(
         self,
-        inputs: str | Sequence[str],
+        inputs: Input | Iterable[Input],
         model: str | None = None,
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        input_type: str | None = None,
-        truncate: bool = True,
+        **options: Unpack[calls.SparseOptions],
     ) -> list[SparseVector]:
         """As `Client.embed_sparse`."""
-        body = sparse_body(
-            inputs,
-            model=model,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            input_type=input_type,
-            truncate=truncate,
-        )
-        return read_sparse_vectors(
-            _content_of(await self._http.post(f"{self._url}/embeddings_sparse", content=body))
-        )
+        return await self._run(calls.embed_sparse(inputs, model, **options))
 
     async def rerank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         model: str | None = None,
-        *,
-        top_n: int | None = None,
-        raw_scores: bool = False,
-        truncate: bool = True,
-        prompt: str | None = None,
+        **options: Unpack[calls.RerankOptions],
     ) -> list[Hit]:
         """As `Client.rerank`."""
-        body = rerank_body(
-            query,
-            documents,
-            model=model,
-            top_n=top_n,
-            raw_scores=raw_scores,
-            truncate=truncate,
-            prompt=prompt,
-        )
-        return read_ranking(_content_of(await self._http.post(f"{self._url}/rerank", content=body)))
+        return await self._run(calls.rerank(query, documents, model, **options))
 
     async def classify(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         model: str | None = None,
-        *,
-        raw_scores: bool = False,
-        truncate: bool = True,
+        **options: Unpack[calls.ClassifyOptions],
     ) -> list[list[LabelScore]]:
         """As `Client.classify`."""
-        body = classify_body(texts, model=model, raw_scores=raw_scores, truncate=truncate)
-        return read_classes(_content_of(await self._http.post(f"{self._url}/classify", content=body)))
+        return await self._run(calls.classify(texts, model, **options))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -379,13 +410,48 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
+    async def _run(self, call: Call[T]) -> T:
+        all_parts = call.parts(self._batch_size)
+        if len(all_parts) == 1:
+            return await self._send(call, all_parts[0])
+        parts = _Parts(call, all_parts)
+        with progress(len(call.items), self._show_progress) as advance:
+            async with anyio.create_task_group() as group:
+                for _ in range(min(self._max_in_flight, len(all_parts))):
+                    group.start_soon(self._work, call, parts, advance, group.cancel_scope)
+        return parts.joined()
 
-def _content_of(response: httpx2.Response) -> bytes:
-    if response.status_code != 200:
-        raise read_error(
-            response.status_code,
-            response.reason_phrase,
-            response.content,
-            response.headers.get("retry-after"),
-        )
-    return response.content
+    async def _work(
+        self,
+        call: Call[T],
+        parts: _Parts[T],
+        advance: Callable[[int], object],
+        scope: anyio.CancelScope,
+    ) -> None:
+        """Send one part after the other."""
+        try:
+            while (part := parts.next()) is not None:
+                parts.done(part, await self._send(call, part))
+                advance(len(part))
+        except Exception as error:
+            parts.failed(error)
+            scope.cancel()
+
+    async def _send(self, call: Call[T], part: range) -> T:
+        """Send one request until it is answered."""
+        patience = Patience(self._retry_seconds)
+        body = await anyio.to_thread.run_sync(call.body, part) if call.reads_files else call.body(part)
+        while True:
+            try:
+                return await self._once(call, body)
+            except ServingError as error:
+                await anyio.sleep(patience.wait_after(calls.placed(error, part.start)))
+
+    async def _once(self, call: Call[T], body: bytes) -> T:
+        try:
+            response = await self._http.post(
+                self._url + call.path, content=body, headers=self._headers_of(call)
+            )
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+        return self._read(call, response)

@@ -1,16 +1,13 @@
-"""What goes over the wire: one request's body, one answer's vectors, one error. No I/O.
-
-Vectors travel as base64 of little-endian float32: a fifth of the time and less than half of the bytes
-of JSON numbers.
-"""
+"""What comes over the wire: one answer's vectors, scores or classes; one error. No I/O."""
 
 from __future__ import annotations
 
 import binascii
-from collections.abc import Sequence
+import email.utils
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,9 +18,9 @@ from hilbert.core import SparseVector
 from hilbert.errors import ServingError, UnsupportedTask
 
 FloatArray = npt.NDArray[np.float32]
-Input = str | bytes | Path
 DEFAULT_URL = "http://127.0.0.1:7997"
-_SOUNDS = {".wav": "wav", ".flac": "flac", ".ogg": "ogg", ".mp3": "mpeg"}
+# What a proxy says when the server behind it is away.
+_OF_PROXIES = (502, 504)
 
 
 class _Indexed(msgspec.Struct):
@@ -43,23 +40,53 @@ class _Answer(msgspec.Struct):
     model: str | None = None
 
 
-class _SparseRow(_Indexed):
-    embedding: dict[int, float]
+class _Array(msgspec.Struct):
+    values: dict[bytes, Any]
 
 
-class _SparseAnswer(msgspec.Struct):
-    data: list[_SparseRow]
+class _SparseArrays(msgspec.Struct):
+    indices: dict[bytes, Any]
+    values: dict[bytes, Any]
+
+
+class _Item(msgspec.Struct):
+    dense: _Array | None = None
+    sparse: _SparseArrays | None = None
+    multivector: _Array | None = None
+
+
+class _Items(msgspec.Struct):
+    model: str
+    items: list[_Item]
 
 
 class _Problem(msgspec.Struct):
     message: str | None = None
     code: str | int | None = None
     param: str | None = None
+    reason: str | None = None
 
 
 class _Refusal(msgspec.Struct):
     error: _Problem | str | None = None
     detail: msgspec.Raw = msgspec.Raw()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Vectors of every kind that was asked for, in the order of the inputs; None for the others.
+
+    Attributes:
+        model: which one made them.
+        dense: ``[N, E]`` float32.
+        sparse: the weights of each input over the vocabulary.
+        multivector: ``[n, E]`` float32 for each input: a vector for each token.
+    """
+
+    model: str
+    dense: FloatArray | None = None
+    sparse: list[SparseVector] | None = None
+    multivector: list[FloatArray] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,107 +122,6 @@ def v1_url(base_url: str) -> str:
     """Where the routes are; `base_url` may end in ``/v1``, as OpenAI's clients want it, or not."""
     base = base_url.rstrip("/")
     return base if base.endswith("/v1") else f"{base}/v1"
-
-
-def headers(api_key: str | None) -> dict[str, str]:
-    """What every request carries."""
-    fixed = {"content-type": "application/json", "accept": "application/json"}
-    return {**fixed, "authorization": f"Bearer {api_key}"} if api_key else fixed
-
-
-def embed_body(
-    inputs: Input | Sequence[Input],
-    *,
-    model: str | None,
-    dimensions: int | None,
-    prompt_name: str | None,
-    prompt: str | None,
-    input_type: str | None,
-    truncate: bool,
-    modality: str | None,
-) -> bytes:
-    """The JSON of one request for vectors; what is not asked for is not sent. Reads the files named."""
-    given = [inputs] if isinstance(inputs, str | bytes | Path) else list(inputs)
-    fields = {
-        "input": [_written(item, modality) for item in given],
-        "encoding_format": "base64",
-        "model": model,
-        "dimensions": dimensions,
-        "prompt_name": prompt_name,
-        "prompt": prompt,
-        "input_type": input_type,
-        "truncate": None if truncate else False,
-        "modality": modality,
-    }
-    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
-
-
-def _written(item: Input, modality: str | None) -> str | dict[str, str]:
-    if isinstance(item, str):
-        return item
-    data = item.read_bytes() if isinstance(item, Path) else item
-    text = binascii.b2a_base64(data, newline=False).decode()
-    if modality:
-        return text
-    sound = _SOUNDS.get(item.suffix.lower()) if isinstance(item, Path) else None
-    return {"audio_url": f"data:audio/{sound};base64,{text}"} if sound else {"image": text}
-
-
-def sparse_body(
-    inputs: str | Sequence[str],
-    *,
-    model: str | None,
-    prompt_name: str | None,
-    prompt: str | None,
-    input_type: str | None,
-    truncate: bool,
-) -> bytes:
-    """The JSON of one request for sparse vectors."""
-    fields = {
-        "input": [inputs] if isinstance(inputs, str) else list(inputs),
-        "model": model,
-        "prompt_name": prompt_name,
-        "prompt": prompt,
-        "input_type": input_type,
-        "truncate": None if truncate else False,
-    }
-    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
-
-
-def rerank_body(
-    query: str,
-    documents: Sequence[str],
-    *,
-    model: str | None,
-    top_n: int | None,
-    raw_scores: bool,
-    truncate: bool,
-    prompt: str | None,
-) -> bytes:
-    """The JSON of one rerank request."""
-    fields = {
-        "query": query,
-        "documents": list(documents),
-        "model": model,
-        "top_n": top_n,
-        "raw_scores": raw_scores or None,
-        "truncate": None if truncate else False,
-        "prompt": prompt,
-    }
-    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
-
-
-def classify_body(
-    texts: str | Sequence[str], *, model: str | None, raw_scores: bool, truncate: bool
-) -> bytes:
-    """The JSON of one classify request."""
-    fields = {
-        "input": [texts] if isinstance(texts, str) else list(texts),
-        "model": model,
-        "raw_scores": raw_scores or None,
-        "truncate": None if truncate else False,
-    }
-    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
 
 def read_ranking(content: bytes) -> list[Hit]:
@@ -248,44 +174,6 @@ def read_vectors(content: bytes) -> FloatArray:
     return table
 
 
-def read_token_vectors(content: bytes) -> list[FloatArray]:
-    """``[n, E]`` float32 for each input, in their order.
-
-    Raises:
-        ServingError: this is not the answer of a server of token vectors.
-    """
-    try:
-        rows = _in_order(msgspec.json.decode(content, type=_Answer).data)
-        return [_folded(row) for row in rows]
-    except (msgspec.DecodeError, binascii.Error, ValueError) as error:
-        raise ServingError(f"The server's answer is not a list of token vectors: {error}") from None
-
-
-def _folded(row: _Row) -> FloatArray:
-    if row.shape is None:
-        raise ValueError("an item has no `shape`")
-    flat = np.frombuffer(binascii.a2b_base64(row.embedding), "<f4")
-    return flat.reshape(row.shape).astype(np.float32)
-
-
-def read_sparse_vectors(content: bytes) -> list[SparseVector]:
-    """The ids, ascending, and weights of each input, in their order.
-
-    Raises:
-        ServingError: this is not the answer of a server of sparse vectors.
-    """
-    try:
-        rows = _in_order(msgspec.json.decode(content, type=_SparseAnswer).data)
-        return [_sparse(row.embedding) for row in rows]
-    except (msgspec.DecodeError, ValueError, OverflowError) as error:
-        raise ServingError(f"The server's answer is not a list of sparse vectors: {error}") from None
-
-
-def _sparse(weights: dict[int, float]) -> SparseVector:
-    ids = sorted(weights)
-    return SparseVector(np.array(ids, np.int32), np.array([weights[i] for i in ids], np.float32))
-
-
 def _in_order(rows: list[AnyRow]) -> list[AnyRow]:
     ordered = sorted(rows, key=lambda row: row.index)
     if [row.index for row in ordered] != list(range(len(rows))):
@@ -293,28 +181,91 @@ def _in_order(rows: list[AnyRow]) -> list[AnyRow]:
     return ordered
 
 
-def read_error(status: int, reason: str, content: bytes, retry_after: str | None) -> ServingError:
+def read_encoded(content: bytes) -> Encoded:
+    """Vectors of one or several kinds.
+
+    Raises:
+        ServingError: this is not the answer of a server that encodes, or one of its items lacks a vector.
+    """
+    try:
+        answer = msgspec.msgpack.decode(content, type=_Items)
+        dense = [_array(item.dense.values) for item in answer.items if item.dense]
+        sparse = [_sparse(item.sparse) for item in answer.items if item.sparse]
+        tokens = [_array(item.multivector.values) for item in answer.items if item.multivector]
+        if any(len(found) not in (0, len(answer.items)) for found in (dense, sparse, tokens)):
+            raise ValueError("not every item has what the others have")
+        return Encoded(answer.model, np.stack(dense) if dense else None, sparse or None, tokens or None)
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
+        raise ServingError(f"The server's answer is not a list of encoded items: {error}") from None
+
+
+def _array(value: dict[bytes, Any], dtype: type[np.generic] = np.float32) -> Any:
+    # Source: the format of msgpack-numpy 0.4.8.
+    return np.frombuffer(value[b"data"], value[b"type"]).reshape(value[b"shape"]).astype(dtype)
+
+
+def _sparse(arrays: _SparseArrays) -> SparseVector:
+    ids, weights = _array(arrays.indices, np.int32), _array(arrays.values)
+    if ids.shape != weights.shape:
+        raise ValueError(f"{len(ids)} indices and {len(weights)} values")
+    return SparseVector(ids, weights)
+
+
+def sparse_of(answer: Encoded) -> list[SparseVector]:
+    """The sparse vectors.
+
+    Raises:
+        ServingError: there are none.
+    """
+    if answer.sparse is None:
+        raise ServingError("The server's answer has no sparse vectors, which were asked for.")
+    return answer.sparse
+
+
+def multivector_of(answer: Encoded) -> list[FloatArray]:
+    """The token vectors.
+
+    Raises:
+        ServingError: there are none.
+    """
+    if answer.multivector is None:
+        raise ServingError("The server's answer has no token vectors, which were asked for.")
+    return answer.multivector
+
+
+def read_error(status: int, reason: str, content: bytes, headers: Mapping[str, str]) -> ServingError:
     """The exception that an answer with this status stands for.
 
     The class is the one that the server raised where it says so (`hilbert.errors`), else one that fits
-    the status. `status` and `message` are the server's.
+    the status. `status` and `message` are the server's; `retryable` says whether it, or a proxy before it,
+    was away for a moment.
     """
     message, code, param = reason or f"status {status}", None, None
     try:
         refusal = msgspec.json.decode(content, type=_Refusal)
     except msgspec.DecodeError:
         refusal = _Refusal()
-    if isinstance(refusal.error, _Problem):
-        message = refusal.error.message or message
-        code, param = refusal.error.code, refusal.error.param
-    elif refusal.error:
-        message = refusal.error
-    elif bytes(refusal.detail):
-        message = bytes(refusal.detail).decode().strip('"')
+    problem = refusal.error or _detail(refusal.detail)
+    if isinstance(problem, _Problem):
+        message = problem.message or message
+        code, param = problem.reason or problem.code, problem.param
+    elif problem:
+        message = problem
     kind = _class_for(status, code)
-    error = kind(message, param=param, retry_after_seconds=_seconds(retry_after))
+    error = kind(message, param=param, retry_after_seconds=_retry_after(headers))
     error.status = status
+    error.retryable = headers.get("x-should-retry") != "false" and (
+        kind.retryable or (status in _OF_PROXIES and not problem)
+    )
     return error
+
+
+def _detail(raw: msgspec.Raw) -> _Problem | str | None:
+    """What stands in `detail`: an object with code and message, a text, or a list of complaints."""
+    try:
+        return msgspec.json.decode(raw, type=_Problem)
+    except msgspec.DecodeError:
+        return bytes(raw).decode().strip('"') or None
 
 
 def _class_for(status: int, code: str | int | None) -> type[ServingError]:
@@ -339,8 +290,15 @@ def _all_kinds(kind: type[ServingError]) -> list[type[ServingError]]:
     return [kind, *(deeper for child in kind.__subclasses__() for deeper in _all_kinds(child))]
 
 
-def _seconds(text: str | None) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds until another try is worth it: ``retry-after-ms``, else ``retry-after`` as number or date."""
     try:
-        return float(text) if text else None
-    except ValueError:  # an HTTP date, as a proxy may send
+        if "retry-after-ms" in headers:
+            return float(headers["retry-after-ms"]) / 1000
+        return float(headers["retry-after"]) if "retry-after" in headers else None
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError):
         return None

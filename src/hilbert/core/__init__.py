@@ -15,6 +15,7 @@ from hilbert.core.calls import (
     Token,
 )
 from hilbert.core.media import Media, MediaRef, Modality
+from hilbert.core.pictures import Picture, as_png
 from hilbert.core.quantize import OutputDtype, quantize
 from hilbert.core.request import (
     DENSE_ONLY,
@@ -89,6 +90,7 @@ __all__ = [
     "Output",
     "OutputDtype",
     "OutputType",
+    "Picture",
     "PoolingMode",
     "PoolingModule",
     "Request",
@@ -109,6 +111,7 @@ __all__ = [
     "TokenVectorsModule",
     "TokenWeightsModule",
     "Tower",
+    "as_png",
     "finish_vectors",
     "quantize",
     "tasks_of",

@@ -7,7 +7,6 @@ running loop (in a notebook, too), and from any thread.
 from __future__ import annotations
 
 import asyncio
-import io
 import math
 import sys
 import threading
@@ -34,11 +33,13 @@ from hilbert.core import (
     Modality,
     ModelSpec,
     OutputType,
+    Picture,
     RerankRequest,
     Scale,
     SparseVector,
     Task,
     Timing,
+    as_png,
     with_task,
 )
 from hilbert.core.request import FloatArray, IntArray
@@ -541,25 +542,17 @@ def _inputs(texts: str | Media | Iterable[Text | Media]) -> tuple[str | IntArray
 
 
 def _media(given: File | Iterable[File], modality: Modality) -> tuple[Media, ...]:
-    is_one = isinstance(given, str | bytes | PathLike) or _is_opened(given)
+    is_one = isinstance(given, str | bytes | PathLike | Picture)
     things: Iterable[Any] = (given,) if is_one else cast("Iterable[Any]", given)
     return tuple(Media(modality, _file_bytes(thing, index)) for index, thing in enumerate(things))
-
-
-def _is_opened(thing: object) -> bool:
-    """Whether it is an image that Pillow opened, told without importing Pillow."""
-    return hasattr(thing, "save") and hasattr(thing, "convert")
 
 
 def _file_bytes(thing: Any, index: int) -> bytes:
     """A file's bytes; a Pillow image becomes a PNG, which loses nothing."""
     if isinstance(thing, bytes):
         return thing
-    if _is_opened(thing):
-        file = io.BytesIO()
-        has_png = thing.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
-        (thing if has_png else thing.convert("RGB")).save(file, "PNG")
-        return file.getvalue()
+    if isinstance(thing, Picture):
+        return as_png(thing)
     if not isinstance(thing, str | PathLike):
         raise InvalidInput(
             f"input[{index}] is a {type(thing).__name__}; give a path, bytes or a Pillow image.",

@@ -18,7 +18,7 @@ from hilbert.errors import (
 
 
 class SieDialect:
-    """Words errors as SIE does."""
+    """Words errors as SIE does, and says in `reason` what OpenAI's `code` would."""
 
     def error(self, error: ServingError) -> Reply:
         """An error that was raised on purpose."""
@@ -28,7 +28,7 @@ class SieDialect:
             headers += ((b"www-authenticate", b"Bearer"),)
         if status in (408, 413):
             headers += ((b"connection", b"close"),)
-        return _reply(status, code, error.message, headers)
+        return _reply(status, code, error.message, headers, reason=error.code)
 
     def no_route(self, call: Call) -> Reply:
         """404: nothing lives at this path."""
@@ -56,6 +56,12 @@ def _status_and_code(error: ServingError) -> tuple[int, str]:
     return 500, "INFERENCE_ERROR"
 
 
-def _reply(status: int, code: str, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
-    body = {"detail": {"code": code, "message": sound(message)}}
+def _reply(
+    status: int,
+    code: str,
+    message: str,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    **more: str,
+) -> Reply:
+    body = {"detail": {"code": code, "message": sound(message), **more}}
     return Reply(orjson.dumps(body), status, headers=headers)

@@ -62,13 +62,28 @@ class Params(msgspec.Struct, kw_only=True):
     instruction: Annotated[str | None, about("Text put before every item.")] = None
     options: Annotated[
         dict[str, Any] | None,
-        about("`is_query` picks the model's query or document prompt; `normalize`; and the names above."),
+        about(
+            "`is_query` picks the model's query or document prompt; `normalize`; the names above; and beyond "
+            "SIE's: `input_type`, `prompt_name`, `dimensions`, `truncate` as on `/v1/embeddings`."
+        ),
     ] = None
+
+
+class Extras(msgspec.Struct, kw_only=True):
+    """What SIE has no options for; as on `/v1/embeddings`."""
+
+    input_type: str | None = None
+    prompt_name: str | None = None
+    dimensions: int | None = None
+    truncate: bool | None = None
 
 
 class EncodeBody(msgspec.Struct, kw_only=True):
     """Items to encode. Unknown fields are ignored."""
 
+    model: Annotated[str | None, about("The served model's name, where the path has none; beyond SIE's.")] = (
+        None
+    )
     items: Annotated[list[Item] | None, about("At least one.")] = None
     params: Params | None = None
 
@@ -151,11 +166,12 @@ class Scored(msgspec.Struct):
     scores: list[Score]
 
 
-class SieDetail(msgspec.Struct):
-    """What went wrong."""
+class SieDetail(msgspec.Struct, omit_defaults=True):
+    """What went wrong; `reason`, beyond SIE's, is what `code` is on OpenAI's routes."""
 
     code: str
     message: str
+    reason: str | None = None
 
 
 class SieError(msgspec.Struct):
@@ -174,6 +190,7 @@ class Order(msgspec.Struct, frozen=True):
     ids: list[str | None]
     dtype: OutputDtype | None
     request: EmbedRequest
+    model: str | None = None
 
 
 class ScoreOrder(msgspec.Struct, frozen=True):
@@ -200,14 +217,26 @@ def to_order(body: EncodeBody, max_items: int) -> Order:
             f"output_dtype {dtype!r} is unknown; use {', '.join(OutputDtype)}.", param="output_dtype"
         )
     is_query, normalize = options.get("is_query"), options.get("normalize")
+    more = _extras(options)
     request = EmbedRequest(
         tuple([_input(item, index) for index, item in enumerate(items)]),
         prompt=params.instruction,
-        input_type=None if is_query is None else "query" if is_query else "document",
+        prompt_name=more.prompt_name,
+        input_type=more.input_type if is_query is None else "query" if is_query else "document",
+        truncate=more.truncate is not False,
+        dimensions=more.dimensions,
         normalize=normalize if isinstance(normalize, bool) else True,
         outputs=_outputs(names),
     )
-    return Order([item.id for item in items], None if dtype is None else OutputDtype(dtype), request)
+    asked = None if dtype is None else OutputDtype(dtype)
+    return Order([item.id for item in items], asked, request, body.model)
+
+
+def _extras(options: dict[str, Any]) -> Extras:
+    try:
+        return msgspec.convert(options, Extras)
+    except msgspec.ValidationError as error:
+        raise MalformedRequest(f"`params.options`: {error}.", param="params") from None
 
 
 def _outputs(names: Any) -> frozenset[OutputType]:

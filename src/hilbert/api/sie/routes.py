@@ -22,6 +22,10 @@ from hilbert.core import OutputType, Task
 from hilbert.models import Registry, ServedModel
 from hilbert.processors import called
 
+_TASKS = {
+    frozenset({OutputType.SPARSE}): Task.SPARSE_EMBED,
+    frozenset({OutputType.MULTIVECTOR}): Task.MULTI_EMBED,
+}
 _USUAL = {Task.SPARSE_EMBED: OutputType.SPARSE, Task.MULTI_EMBED: OutputType.MULTIVECTOR}
 
 
@@ -36,8 +40,9 @@ class EncodeRoute:
     async def __call__(self, call: Call) -> Reply:
         """Encode items, all outputs in one pass."""
         order = await parsed(call, self._max_body_bytes, partial(self._parse, _has_msgpack(call)))
-        model = await model_for(call, self._models, call.tail, Task.EMBED)
         request = order.request
+        task = _TASKS.get(request.outputs, Task.EMBED)
+        model = await model_for(call, self._models, call.tail or order.model, task)
         if not request.outputs:
             request = replace(request, outputs=frozenset({_usual_output(model)}))
         with called("items"):
@@ -117,15 +122,17 @@ def _timing_headers(timing: dict[str, float]) -> tuple[tuple[bytes, bytes], ...]
 
 def sie_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[Route]:
     """The routes under one base: ``""``, or the URL prefix."""
-    yield Route(
-        "POST",
-        f"{base}/v1/encode/*",
-        EncodeRoute(models, settings),
-        SieDialect(),
-        summary="Dense, sparse and token vectors from one pass (SIE's answer)",
-        request=protocol.EncodeBody,
-        response=protocol.Encoded,
-    )
+    encode = EncodeRoute(models, settings)
+    for path in ("/v1/encode/*", "/v1/encode"):
+        yield Route(
+            "POST",
+            base + path,
+            encode,
+            SieDialect(),
+            summary="Dense, sparse and token vectors from one pass (SIE's answer)",
+            request=protocol.EncodeBody,
+            response=protocol.Encoded,
+        )
     yield Route(
         "POST",
         f"{base}/v1/score/*",
