@@ -72,7 +72,7 @@ class Document:
         if not len(rows):  # one chunk, without a single token
             return np.zeros((len(self.starts), rows.shape[1]), np.float32)
         counts = np.diff(self.starts, append=len(rows))
-        sums = np.add.reduceat(rows, self.starts, axis=0, dtype=np.float64)
+        sums = np.add.reduceat(rows.astype(np.float64), self.starts, axis=0)
         means: FloatArray = (sums / counts[:, None]).astype(np.float32)
         return means
 

@@ -258,8 +258,9 @@ class TextProcessor:
         ids = np.array([i for piece in pieces for i in piece.ids], dtype=np.int32)
         if self._has_foreign_ids:
             self._refuse_foreign_ids(ids, index)
-        lasts = [max(start, end - 1) for piece in pieces for start, end in piece.offsets]
-        return ids, np.maximum.accumulate(np.array(lasts, dtype=np.int32)) if lasts else NO_IDS
+        places = [np.array(piece.offsets, dtype=np.int32).reshape(-1, 2) for piece in pieces]
+        starts, ends = np.concatenate(places).T
+        return ids, np.maximum.accumulate(np.maximum(starts, ends - 1))
 
     def prompt_len(self, prompt: str) -> int:
         """Leading tokens of a text behind this prompt that stay out of the pool."""
