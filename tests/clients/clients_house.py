@@ -37,6 +37,8 @@ class World:
         query: what `documents` are ranked by.
         labels: the classes of the classifier.
         images: files.
+        folders: of the models that were made here, by name.
+        cache: folder of traced graphs.
         expected: what the Python API answered: ``dense`` [N, 384], ``dense_64``, ``query`` [384],
             ``documents`` (vectors), ``chunks`` (late chunking of the texts); ``ranking``, ``scores`` (after
             the sigmoid) and ``logits``, best first; ``labels`` and ``label_scores`` [N, 3], best first;
@@ -52,6 +54,8 @@ class World:
     documents: list[str]
     labels: list[str]
     images: list[str]
+    folders: dict[str, str]
+    cache: str
     expected: dict[str, np.ndarray]
 
     def same(self, found: Any, name: str, tolerance: float = TOLERANCE) -> None:

@@ -10,11 +10,16 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("newest", "frameworks")
+ROOT = HERE.parents[1]
+NAMES = ("newest", "frameworks", "serverless")
+# The environment that serves, too: what is installed there is seen from here.
+_LAYERED = "serverless"
+WITH_OPENAI = ("newest", "frameworks")
 _INSTALL_SECONDS = 1800
 # What every environment has for the tests themselves.
 _OURS = ("pytest>=9", "pytest-timeout>=2", "numpy>=2")
@@ -27,6 +32,8 @@ def made(name: str, folder: Path) -> Path:
     stamp, digest = venv / "installed", hashlib.sha256(written).hexdigest()
     if not stamp.exists() or stamp.read_text() != digest:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
+        if name == _LAYERED:
+            _layer(venv)
         _fill(venv, wanted, name)
         stamp.write_text(digest)
     if name == "newest":
@@ -34,9 +41,16 @@ def made(name: str, folder: Path) -> Path:
     return venv
 
 
+def _layer(venv: Path) -> None:
+    """Let an environment see what the one that runs this has."""
+    [own] = venv.glob("lib/python*/site-packages")
+    (own / "below.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+
 def _fill(venv: Path, wanted: Path, name: str) -> None:
     lines = _lines(wanted / "requirements.txt")
-    pins = ["-c", str(wanted / "constraints.txt")] if (wanted / "constraints.txt").exists() else []
+    constraints = ROOT / "constraints.txt" if name == _LAYERED else wanted / "constraints.txt"
+    pins = ["-c", str(constraints)] if constraints.exists() else []
     if problem := _pip(venv, [*_OURS, *lines, *pins]):
         print(f"{name}: not all together, so one by one: {problem[-300:]}")
         _pip(venv, [*_OURS, *pins])

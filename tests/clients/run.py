@@ -68,7 +68,7 @@ def _tests(name: str, folder: Path, file: Path, more: Sequence[str]) -> Counter[
                 "--tb=short",
                 "--durations=6",
             ),
-            *(f"--junitxml={report}", str(HERE / name), str(HERE / "both"), *more),
+            *(f"--junitxml={report}", *_folders(name), *more),
         ],
         env=environ,
         cwd=HERE,
@@ -77,6 +77,10 @@ def _tests(name: str, folder: Path, file: Path, more: Sequence[str]) -> Counter[
     if not report.exists():
         raise SystemExit(f"the tests of {name} did not begin")
     return _counts(report)
+
+
+def _folders(name: str) -> list[str]:
+    return [str(HERE / name), *([str(HERE / "both")] if name in environments.WITH_OPENAI else [])]
 
 
 # Client libraries would read them.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FOLDERS = ("newest", "frameworks", "both")
+FOLDERS = ("newest", "frameworks", "serverless", "both")
 BEGIN, END = "<!-- rows: `make docs` writes them -->\n", "<!-- end of rows -->\n"
 
 

@@ -49,7 +49,7 @@ def running(folder: Path) -> Iterator[Path]:
     keys.write_text(f"{KEY} # tests\n")
     config.write_text(yaml.safe_dump({"models": _entries(models), "cache_dir": cache}))
     with ExitStack() as stack:
-        common = ("serve", "--config", str(config), "--port", "0")
+        common = ("serve", "--config", str(config), "--port", "0", "--runpod-api")
         is_open = _server(stack, common)
         guarded = _server(stack, (*common, "--keys-file", str(keys), "--max-concurrent-requests", "1"))
         told = {
@@ -61,6 +61,8 @@ def running(folder: Path) -> Iterator[Path]:
             "documents": DOCUMENTS,
             "labels": list(LABELS.values()),
             "images": [str(path) for path in images],
+            "folders": {name: str(path) for name, path in models.items()},
+            "cache": cache,
         }
         file = folder / "world.json"
         file.write_text(json.dumps(told))

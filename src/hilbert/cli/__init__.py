@@ -116,10 +116,14 @@ def _runpod(words: list[str]) -> int:
     flags, sdk_flags = split_flags(words)
     os.environ.update(volume_environment(os.environ))  # before the hub's library reads it
     try:
-        check_sdk()
         settings, notes = load_runpod(flags, os.environ)
         for note in notes:
             print(f"hilbert runpod: {note}", file=sys.stderr)
+        if settings.preload_only:
+            from hilbert.cli.preload import preload
+
+            return preload(settings)
+        check_sdk()
         return work(settings, _prestart(flags), sdk_flags)
     except BadSetting as error:
         return _fail(f"hilbert runpod: {error}", error.exit_code)
