@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ def world() -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test is a row of docs/compatibility.md, so each says which."""
-    unnamed = [item.nodeid for item in items if item.get_closest_marker("row") is None]
+    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    unnamed = [item.nodeid for item in here if item.get_closest_marker("row") is None]
     if unnamed:
         raise pytest.UsageError(f"no @pytest.mark.row(client, call): {', '.join(unnamed)}")
