@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -306,3 +308,38 @@ def test_the_end_answers_whoever_waits(processor) -> None:
             await waiting
 
     run(scene())
+
+
+def test_a_model_is_gone_from_memory_when_its_loader_gives_the_memory_back(processor) -> None:
+    """Without the garbage collector: what waits for that would add up, tokenizer by tokenizer."""
+    alive: list[weakref.ref[Any]] = []
+    at_unload: list[list[bool]] = []
+
+    class Loader(ScriptedLoader):
+        async def load(self, entry: Entry, spec: ModelSpec) -> ServedModel:
+            self.processor = TextProcessor(spec)
+            model = await super().load(entry, spec)
+            alive[:] = [weakref.ref(model), weakref.ref(self.processor)]
+            del self.processor
+            return model
+
+        async def unload(self, entry: Entry) -> None:
+            at_unload.append([found() is not None for found in alive])
+            await super().unload(entry)
+
+        async def resolve(self, entry: Entry) -> ModelSpec:
+            return processor.spec
+
+    async def scene() -> None:
+        hotel = Hotel(processor, 2, "a")
+        hotel.memory._loader = Loader(processor)
+        for _ in range(2):
+            await asyncio.gather(*(hotel.ask("a") for _ in range(3)))
+            await hotel.memory.unload(hotel["a"])
+
+    gc.disable()
+    try:
+        run(scene())
+    finally:
+        gc.enable()
+    assert at_unload == [[False, False]] * 2

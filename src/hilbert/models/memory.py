@@ -376,7 +376,10 @@ class Memory:
         entry.resident.last_used = last_used
 
     async def _unload(self, entry: Entry, served: ServedModel) -> None:
-        used_before = self._loader.used_bytes()
+        used_before, spec = self._loader.used_bytes(), served.spec
+        # Nobody holds it now: its tokenizer goes, and the loader gives the memory back.
+        self._stays[entry.resident.key].last = None
+        del served
         try:
             await self._loader.unload(entry)
         except EngineError as error:
@@ -385,7 +388,7 @@ class Memory:
         resident = entry.resident
         if freed > resident.size_bytes:  # it has grown while it was used
             resident.size_bytes = freed
-            self._loader.remember_size(entry, served.spec, freed)
+            self._loader.remember_size(entry, spec, freed)
         self.residency.gone(resident)
         entry.metrics.on_unload(self._stays[resident.key].reason)
         logger.info(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from hilbert.errors import InputTooLong
 from hilbert.processors.chat import FILLERS, ChatTemplate
 from hilbert.processors.frame import PairFrame, longest_first
 from hilbert.processors.naming import called
+from hilbert.processors.remember import remembered
 from hilbert.processors.text import TextProcessor, with_suffix
 
 
@@ -170,8 +170,7 @@ class TemplatePairs:
         self._prompt = _default_prompt(texts)
         rendered = template.pair("alpha", "bravo")
         self._query_is_first = rendered.rfind("alpha") < rendered.rfind("bravo")
-        # Prompts come from callers, so what is remembered of them is bounded.
-        self._suffix = lru_cache(maxsize=256)(self._measure_suffix)
+        self._suffix = remembered(self._measure_suffix)
 
     def encode(
         self,

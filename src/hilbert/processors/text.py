@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +23,7 @@ from hilbert.processors.chat import FILLERS, ChatTemplate, common_suffix
 from hilbert.processors.frame import Frame
 from hilbert.processors.media import MediaProcessor
 from hilbert.processors.prompts import resolve_prompt
+from hilbert.processors.remember import remembered
 from hilbert.processors.sides import fill, is_query, longest_side, shaped, side_limit
 from hilbert.processors.spelling import Spelling
 from hilbert.processors.words import WordTable, cut, splits_at_spaces
@@ -117,9 +118,8 @@ class TextProcessor:
         )
         pooling = spec.pooling
         self._excludes_prompt = pooling is not None and not pooling.include_prompt
-        # Prompts come from callers, so the memory of their lengths is bounded.
-        self._prompt_len = lru_cache(maxsize=256)(self._measure_prompt)
-        self._lone_suffix = lru_cache(maxsize=256)(self._measure_lone_suffix)
+        self._prompt_len = remembered(self._measure_prompt)
+        self._lone_suffix = remembered(self._measure_lone_suffix)
 
     @property
     def inline_chars(self) -> int:
