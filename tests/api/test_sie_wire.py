@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from hilbert.api.sie.protocol import Encoded, Scored, SieError
+from hilbert.api.sie.errors import SieDialect
+from hilbert.api.sie.protocol import Encoded, Extracted, Scored, SieError
 from hilbert.core import EmbedRequest, OutputDtype, OutputType, quantize
-from hilbert.processors import pair_processor
-from hilbert.testing.runtime import fake_logits, fake_sparse, fake_token_vectors, fake_vector
+from hilbert.errors import (
+    MissingDependency,
+    ModelLoading,
+    ModelUnavailable,
+    OutOfMemory,
+    ShuttingDown,
+    UnsupportedArchitecture,
+)
+from hilbert.processors import TextProcessor, pair_processor
+from hilbert.testing.runtime import FakeRuntime, fake_logits, fake_sparse, fake_token_vectors, fake_vector
 
+LABELS = ("anger", "joy", "sadness")
 VECTORS = frozenset(OutputType) - {OutputType.LOGITS}
 MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack"}
 
@@ -154,3 +165,62 @@ def test_what_goes_beyond_sie(m3, reranker):
     assert "nobody" in m3.post("/v1/encode", unknown).json()["detail"]["message"]
     refused = reranker.post("/v1/encode", body).json()["detail"]
     assert (refused["code"], refused["reason"]) == ("INVALID_INPUT", "unsupported_task")
+
+
+@pytest.fixture(scope="module")
+def classifier(spec, served_with) -> Any:
+    texts = TextProcessor(msgspec.structs.replace(spec, labels=LABELS))
+    with served_with(texts, runtime=FakeRuntime(384, outputs=frozenset({OutputType.LOGITS}))) as server:
+        yield server
+
+
+def test_classes_of_items(classifier):
+    texts = ["one more guest", "no room"]
+    wanted = classifier.post("/v1/classify", {"input": texts}).json()["data"]
+    items = [{"id": "a", "text": texts[0]}, {"text": texts[1]}]
+    reply = classifier.post("/v1/extract/any:profile", {"items": items})
+    body = msgspec.convert(reply.json(), Extracted)
+    assert [item.id for item in body.items] == ["a", "item-1"]
+    for item, row in zip(reply.json()["items"], wanted, strict=True):
+        assert item["classifications"] == row
+        assert item["entities"] == item["relations"] == item["objects"] == [] and item["data"] == {}
+    packed = classifier.post(
+        "/v1/extract/m", content=msgspec.msgpack.encode({"items": items}), headers=MSGPACK
+    )
+    assert msgspec.msgpack.decode(packed.content)["items"] == reply.json()["items"]
+    some = classifier.post("/v1/extract/m", {"items": items, "params": {"labels": ["joy"]}}).json()
+    assert [[c["label"] for c in item["classifications"]] for item in some["items"]] == [["joy"], ["joy"]]
+    for bad in (
+        {"items": []},
+        {"items": [{"id": "a"}]},
+        {"items": items, "params": {"labels": ["rage"]}},
+        {"items": [{"images": [{"data": "x"}]}]},
+    ):
+        reply = classifier.post("/v1/extract/m", bad)
+        assert reply.status_code == 400 and reply.json()["detail"]["code"] == "INVALID_INPUT"
+
+
+def test_a_profile_behind_the_name(serve):
+    server = serve("org/small", "other")
+    asked = {"items": [{"text": "a"}]}
+    for name in ("org/small", "org/small:fast"):
+        assert server.post(f"/v1/encode/{name}", asked).json()["model"] == "org/small"
+    assert server.post("/v1/encode/org/large:fast", asked).json()["detail"]["code"] == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "kind"),
+    [
+        (ModelUnavailable("x"), 502, "MODEL_LOAD_FAILED", "NOT_FOUND"),
+        (MissingDependency("x"), 502, "MODEL_LOAD_FAILED", "DEPENDENCY"),
+        (UnsupportedArchitecture("x"), 502, "MODEL_LOAD_FAILED", "UNKNOWN"),
+        (OutOfMemory("x"), 500, "INFERENCE_ERROR", None),
+        (ModelLoading("x", retry_after_seconds=5), 503, "MODEL_LOADING", None),
+        (ShuttingDown("x"), 503, "RESOURCE_EXHAUSTED", None),
+    ],
+)
+def test_what_its_client_tries_again(error, status, code, kind):
+    reply = SieDialect().error(error)
+    detail = json.loads(reply.body)["detail"]
+    assert (reply.status, detail["code"], detail.get("error_class")) == (status, code, kind)
+    assert any(name == b"retry-after" for name, _ in reply.headers) == (status == 503)

@@ -244,7 +244,10 @@ def test_the_root_does_what_the_model_is_for(server, reranker, serve_task):
     classes = serve_task("classify", OutputType.LOGITS)
     alone = classes.post("/", {"inputs": "a"}).json()
     assert alone == classes.post("/predict", {"inputs": "a"}).json()
-    assert classes.post("/", {"inputs": "a", "parameters": {"top_k": 2}}).json() == [alone]
+    for path in ("/", "/predict"):
+        assert classes.post(path, {"inputs": "a", "parameters": {}}).json() == [alone]
+        found = classes.post(path, {"inputs": "a", "parameters": {"top_k": 2, "function_to_apply": "none"}})
+        assert found.json() == [classes.post("/predict", {"inputs": "a", "raw_scores": True}).json()[:2]]
     instances = [{"inputs": "a"}, {"inputs": [["b"], ["a", "b"]]}]
     predictions = classes.post("/vertex", {"instances": instances}).json()["predictions"]
     assert predictions == [classes.post("/predict", instance).json() for instance in instances]

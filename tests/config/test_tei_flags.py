@@ -39,6 +39,9 @@ SAME = [
     ("--huggingface-hub-cache", "HUGGINGFACE_HUB_CACHE", "/data", "hub_cache_dir", "/data"),
     ("--payload-limit", "PAYLOAD_LIMIT", "2000000", "max_body_bytes", 2_000_000),
     ("--api-key", "API_KEY", "sesame", "api_key", "sesame"),
+    ("--json-output", "JSON_OUTPUT", "true", "json_output", True),
+    ("--otlp-endpoint", "OTLP_ENDPOINT", "http://localhost:4317", "otlp_endpoint", "http://localhost:4317"),
+    ("--otlp-service-name", "OTLP_SERVICE_NAME", "s3", "otlp_service_name", "s3"),
     ("--cors-allow-origin", "CORS_ALLOW_ORIGIN", "http://a", "cors_origins", "http://a"),
 ]
 
@@ -50,7 +53,8 @@ def value_of(found: ServerSettings, name: str) -> Any:
 @pytest.mark.parametrize(("flag", "variable", "text", "name", "value"), SAME)
 def test_every_flag_and_its_variable(flag, variable, text, name, value) -> None:
     assert value_of(tei(), name) != value
-    assert value_of(tei(flag, text), name) == value
+    argv = (flag,) if text == "true" else (flag, text)
+    assert value_of(tei(*argv), name) == value
     assert value_of(tei(**{variable: text}), name) == value
     if flag.startswith("--"):
         assert value_of(tei(f"{flag}={text}"), name) == value
@@ -61,7 +65,7 @@ def test_every_flag_and_its_variable(flag, variable, text, name, value) -> None:
 def test_defaults_are_teis_where_clients_would_notice() -> None:
     found = tei()
     assert (found.host, found.port, found.redirect_slash) == ("0.0.0.0", 3000, "")
-    assert found.auto_truncate and found.permissive_cors
+    assert found.auto_truncate and found.permissive_cors and found.tei_metrics
     named = tei("--cors-allow-origin", "http://a", "--cors-allow-origin=http://b")
     assert (named.permissive_cors, named.cors_origins) == (False, "http://a,http://b")
     assert "[3000]" in help_text("tei") and "[7997]" in help_text("serve")

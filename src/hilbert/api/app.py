@@ -19,6 +19,7 @@ from hilbert.api.gate import Gate
 from hilbert.api.infinity import infinity_routes
 from hilbert.api.infinity.errors import InfinityDialect
 from hilbert.api.jina import jina_routes
+from hilbert.api.ollama import ollama_routes
 from hilbert.api.openai import openai_routes
 from hilbert.api.openai.errors import OpenAIDialect
 from hilbert.api.records import Records
@@ -28,6 +29,7 @@ from hilbert.api.service import service_routes
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie import sie_routes
 from hilbert.api.tei import tei_rerank, tei_routes
+from hilbert.api.vllm import vllm_routes
 from hilbert.api.voyage import voyage_routes
 from hilbert.errors import EngineError, ServingError
 from hilbert.logs import without_message
@@ -116,6 +118,8 @@ def make_app(
         routes += sie_routes(models, settings, base)
         routes += infinity_routes(models, settings, base, [tei_rerank(models, settings)])
         routes += tei_routes(models, settings, base)
+        routes += vllm_routes(models, settings, base)
+        routes += ollama_routes(models, settings, base)
     routes += admin_routes(models, settings, read_config)
     metrics = metrics or Metrics(lambda: [m.metrics for m in models.list()])
     metrics.read_usage = gate.usage.rows

@@ -34,6 +34,14 @@ async def read(raw: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
     return parse(raw) if len(raw) < _INLINE_BODY_BYTES else await offload(parse, raw)
 
 
+def known_name(models: Registry, name: str | None) -> str | None:
+    """A model's name without the tag or the profile behind a colon, where only so it is known here."""
+    if name is None or models.find(name) is not None:
+        return name
+    bare = name.rpartition(":")[0]
+    return bare if models.find(bare) is not None else name
+
+
 async def model_for(call: Call, models: Registry, name: str | None, task: Task) -> ServedModel:
     """The model that a request means, loaded, if its key may use it; see `Registry.take`.
 

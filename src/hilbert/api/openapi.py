@@ -15,15 +15,18 @@ from hilbert.api.cohere.errors import CohereDialect
 from hilbert.api.cohere.protocol import CohereEmbedBody, CohereError, DetokenizeBody, TokenizeBody
 from hilbert.api.infinity.errors import InfinityDialect
 from hilbert.api.infinity.protocol import FormError, InfinityEmbeddingsBody, InfinityError
+from hilbert.api.ollama import protocol as ollama
+from hilbert.api.ollama.errors import OllamaDialect
 from hilbert.api.openai.errors import SharedDialect
 from hilbert.api.openai.protocol import EmbeddingsBody, ErrorBody, SharedError
 from hilbert.api.rerank import RerankBody
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie.errors import SieDialect
-from hilbert.api.sie.protocol import EncodeBody, ScoreBody, SieError
+from hilbert.api.sie.protocol import EncodeBody, ExtractBody, ScoreBody, SieError
 from hilbert.api.tei import protocol as tei
 from hilbert.api.tei.errors import TeiDialect
+from hilbert.api.vllm.protocol import VllmScoreBody
 from hilbert.api.voyage.protocol import ContextualizedBody, MultimodalBody
 
 _REF = "#/components/schemas/{name}"
@@ -65,6 +68,11 @@ _EXAMPLES: dict[Any, dict[str, Any]] = {
     tei.TeiDecodeBody: {"ids": [101, 102]},
     tei.TeiVertexBody: {"instances": [{"inputs": _TEXTS[0]}]},
     tei.TeiAnyBody: {"inputs": _TEXTS},
+    VllmScoreBody: {"model": "default", "text_1": "Where is room?", "text_2": _TEXTS},
+    ollama.OllamaEmbedBody: {"model": "default", "input": _TEXTS},
+    ollama.OllamaEmbeddingsBody: {"model": "default", "prompt": _TEXTS[0]},
+    ollama.OllamaShowBody: {"model": "default"},
+    ExtractBody: {"items": [{"id": "a", "text": _TEXTS[0]}]},
     EncodeBody: {"items": [{"id": "a", "text": _TEXTS[0]}], "params": {"output_types": ["dense"]}},
 }
 
@@ -157,6 +165,8 @@ def _error_type(route: Route) -> Any:
         return SharedError
     if isinstance(route.dialect, TeiDialect):
         return tei.TeiError
+    if isinstance(route.dialect, OllamaDialect):
+        return ollama.OllamaError
     if isinstance(route.dialect, InfinityDialect):
         return InfinityError
     return SieError if isinstance(route.dialect, SieDialect) else ErrorBody

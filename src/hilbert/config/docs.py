@@ -45,8 +45,9 @@ _TEI = """\
 
 `hilbert tei …` takes TEI's command line and its environment variables, which have no prefix
 ({variables}).
-It listens on `0.0.0.0:3000` by default, answers `GET /` with its health, and lets pages of any origin
-call unless `--cors-allow-origin` names some. Limits that only refuse keep the wider defaults of Hilbert.
+It listens on `0.0.0.0:3000` by default, answers `GET /` with its health, shows metrics under TEI's names,
+too, and lets pages of any origin call unless `--cors-allow-origin` names some. Limits that only refuse
+keep the wider defaults of Hilbert.
 `--default-prompt TEXT` is put before inputs of requests that name no prompt; `--pooling splade` means
 `--task sparse_embed`. `--dense-path` is refused: every Dense module that the model names is applied.
 These flags are accepted, have no effect here and say so once: {flags}.

@@ -16,7 +16,13 @@ from typing import Any
 from hilbert.config.option import Option
 from hilbert.config.sources import BadSetting, Given, Source
 
-DEFAULTS: Mapping[str, Any] = {"host": "0.0.0.0", "port": 3000, "redirect_slash": "", "permissive_cors": True}
+DEFAULTS: Mapping[str, Any] = {
+    "host": "0.0.0.0",
+    "port": 3000,
+    "redirect_slash": "",
+    "permissive_cors": True,
+    "tei_metrics": True,
+}
 
 # Our name of a setting → TEI's flags for it, beside the one of the same name, and its variable.
 _NAMES: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -39,6 +45,9 @@ _NAMES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "max_client_batch_size": ((), "MAX_CLIENT_BATCH_SIZE"),
     "max_body_bytes": (("--payload-limit",), "PAYLOAD_LIMIT"),
     "log_level": ((), "LOG_LEVEL"),
+    "json_output": ((), "JSON_OUTPUT"),
+    "otlp_endpoint": ((), "OTLP_ENDPOINT"),
+    "otlp_service_name": ((), "OTLP_SERVICE_NAME"),
 }
 
 VARIABLES = tuple(dict.fromkeys(variable for _, variable in _NAMES.values()))

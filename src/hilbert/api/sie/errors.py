@@ -9,11 +9,25 @@ from hilbert.api.openai.errors import retry_headers, sound
 from hilbert.errors import (
     CapacityError,
     ClientError,
+    MissingDependency,
     ModelLoading,
     ModelNotFound,
+    ModelUnavailable,
     Overloaded,
     ServingError,
     Unauthorized,
+    UnsafeWeights,
+    UnsupportedArchitecture,
+    WeightMismatch,
+)
+
+# What keeps a model from being loaded, and SIE's word for it.
+_LOAD_FAILURES: tuple[tuple[type[ServingError], str], ...] = (
+    (ModelUnavailable, "NOT_FOUND"),
+    (MissingDependency, "DEPENDENCY"),
+    (UnsupportedArchitecture, "UNKNOWN"),
+    (UnsafeWeights, "UNKNOWN"),
+    (WeightMismatch, "UNKNOWN"),
 )
 
 
@@ -28,7 +42,7 @@ class SieDialect:
             headers += ((b"www-authenticate", b"Bearer"),)
         if status in (408, 413):
             headers += ((b"connection", b"close"),)
-        return _reply(status, code, error.message, headers, reason=error.code)
+        return _reply(status, code, error.message, headers, reason=error.code, **_load_failure(error))
 
     def no_route(self, call: Call) -> Reply:
         """404: nothing lives at this path."""
@@ -53,7 +67,14 @@ def _status_and_code(error: ServingError) -> tuple[int, str]:
         return 503, "MODEL_LOADING"
     if isinstance(error, CapacityError) or error.retryable:
         return 503, "RESOURCE_EXHAUSTED"
+    if _load_failure(error):  # its client tries every 503 again, and this will not pass
+        return 502, "MODEL_LOAD_FAILED"
     return 500, "INFERENCE_ERROR"
+
+
+def _load_failure(error: ServingError) -> dict[str, str]:
+    """What is said of an error that keeps a model from being loaded; nothing of any other."""
+    return next(({"error_class": word} for kind, word in _LOAD_FAILURES if isinstance(error, kind)), {})
 
 
 def _reply(

@@ -1,4 +1,4 @@
-"""The bodies of SIE's `encode` and `score`, and their translation to and from `core`."""
+"""The bodies of SIE's `encode`, `score` and `extract`, and their translation to and from `core`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import orjson
 
 from hilbert.api.body import BodyDecoder, MalformedRequest, about, short_floats
 from hilbert.core import (
+    ClassifyRequest,
+    ClassifyResult,
     EmbedRequest,
     EncodeResult,
     Input,
@@ -25,7 +27,7 @@ from hilbert.core import (
     quantize,
 )
 from hilbert.core.quantize import NumberArray
-from hilbert.errors import UnsupportedTask
+from hilbert.errors import InvalidInput, UnsupportedTask
 
 _VECTORS = (OutputType.DENSE, OutputType.SPARSE, OutputType.MULTIVECTOR)
 
@@ -98,6 +100,19 @@ class ScoreBody(msgspec.Struct, kw_only=True):
     ] = None
 
 
+class ExtractParams(msgspec.Struct, kw_only=True):
+    """What to find."""
+
+    labels: Annotated[list[str] | None, about("Only these classes; by default all.")] = None
+
+
+class ExtractBody(msgspec.Struct, kw_only=True):
+    """Items to put into classes. Unknown fields are ignored."""
+
+    items: Annotated[list[Item] | None, about("At least one text.")] = None
+    params: ExtractParams | None = None
+
+
 class Dense(msgspec.Struct):
     """One vector."""
 
@@ -166,12 +181,41 @@ class Scored(msgspec.Struct):
     scores: list[Score]
 
 
+class SieClass(msgspec.Struct):
+    """One class and its score."""
+
+    label: str
+    score: float
+
+
+class ExtractedItem(msgspec.Struct):
+    """What was found in one item: classes, best first. The other lists stay empty."""
+
+    id: str
+    classifications: list[SieClass]
+    entities: list[Any]
+    relations: list[Any]
+    objects: list[Any]
+    data: dict[str, Any]
+
+
+class Extracted(msgspec.Struct):
+    """The items, in the order of the request."""
+
+    model: str
+    items: list[ExtractedItem]
+
+
 class SieDetail(msgspec.Struct, omit_defaults=True):
-    """What went wrong; `reason`, beyond SIE's, is what `code` is on OpenAI's routes."""
+    """What went wrong; `reason`, beyond SIE's, is what `code` is on OpenAI's routes.
+
+    `error_class` says why a model could not be loaded.
+    """
 
     code: str
     message: str
     reason: str | None = None
+    error_class: str | None = None
 
 
 class SieError(msgspec.Struct):
@@ -182,6 +226,7 @@ class SieError(msgspec.Struct):
 
 encode_decoder = BodyDecoder(EncodeBody)
 score_decoder = BodyDecoder(ScoreBody)
+extract_decoder = BodyDecoder(ExtractBody)
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -199,6 +244,14 @@ class ScoreOrder(msgspec.Struct, frozen=True):
     query_id: str | None
     ids: list[str]
     request: RerankRequest
+
+
+class ExtractOrder(msgspec.Struct, frozen=True):
+    """A body, read. Items without an id are called by their place."""
+
+    ids: list[str]
+    labels: list[str] | None
+    request: ClassifyRequest
 
 
 def to_order(body: EncodeBody, max_items: int) -> Order:
@@ -266,6 +319,16 @@ def to_score_order(body: ScoreBody, max_items: int) -> ScoreOrder:
     ids = [item.id or f"item-{index}" for index, item in enumerate(items)]
     request = RerankRequest(query, documents, scale=Scale.MODEL, prompt=body.instruction)
     return ScoreOrder(body.query.id, ids, request)
+
+
+def to_extract_order(body: ExtractBody, max_items: int) -> ExtractOrder:
+    """What is asked, in the words of no dialect. Raises as `to_score_order` does."""
+    items = _checked(body.items, max_items)
+    texts = tuple([_text(item, "items", index) for index, item in enumerate(items)])
+    labels = None if body.params is None else body.params.labels
+    return ExtractOrder(
+        [item.id or f"item-{i}" for i, item in enumerate(items)], labels, ClassifyRequest(texts)
+    )
 
 
 def _checked(items: list[Item] | None, max_items: int) -> list[Item]:
@@ -359,6 +422,29 @@ def to_score_answer(order: ScoreOrder, result: RerankResult, model: str, is_msgp
         for rank, (index, score) in enumerate(ranked)
     ]
     return to_bytes({"model": model, "query_id": order.query_id, "scores": scores}, is_msgpack)
+
+
+def to_extract_answer(order: ExtractOrder, result: ClassifyResult, model: str, is_msgpack: bool) -> bytes:
+    """The answer's body.
+
+    Raises:
+        InvalidInput: a class is asked for that the model does not have.
+    """
+    for label in order.labels or ():
+        if label not in result.labels:
+            raise InvalidInput(
+                f"{model} has no class {label!r}; it has {', '.join(result.labels)}.", param="labels"
+            )
+    items = []
+    for item_id, places, scores in zip(order.ids, result.order.tolist(), result.scores, strict=True):
+        found = [
+            {"label": result.labels[place], "score": score}
+            for place, score in zip(places, short_floats(scores), strict=True)
+            if not order.labels or result.labels[place] in order.labels
+        ]
+        nothing: dict[str, Any] = {"entities": [], "relations": [], "objects": [], "data": {}}
+        items.append({"id": item_id, "classifications": found, **nothing})
+    return to_bytes({"model": model, "items": items}, is_msgpack)
 
 
 def to_bytes(body: dict[str, Any], is_msgpack: bool) -> bytes:

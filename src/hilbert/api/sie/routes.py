@@ -1,4 +1,4 @@
-"""SIE's routes: vectors of every kind, and scores, in JSON or in msgpack.
+"""SIE's routes: vectors of every kind, scores and classes, in JSON or in msgpack.
 
 A body is what its `Content-Type` says; the answer is JSON unless `Accept` names msgpack, as at SIE's
 gateway.
@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from hilbert.api.call import JSON, Call, Reply
-from hilbert.api.exchange import model_for, parsed, written
+from hilbert.api.exchange import known_name, model_for, parsed, written
 from hilbert.api.rerank import warning_headers
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
@@ -42,7 +42,7 @@ class EncodeRoute:
         order = await parsed(call, self._max_body_bytes, partial(self._parse, _has_msgpack(call)))
         request = order.request
         task = _TASKS.get(request.outputs, Task.EMBED)
-        model = await model_for(call, self._models, call.tail or order.model, task)
+        model = await model_for(call, self._models, known_name(self._models, call.tail or order.model), task)
         if not request.outputs:
             request = replace(request, outputs=frozenset({_usual_output(model)}))
         with called("items"):
@@ -80,7 +80,7 @@ class ScoreRoute:
     async def __call__(self, call: Call) -> Reply:
         """Order items by their relevance to a query."""
         order = await parsed(call, self._max_body_bytes, partial(self._parse, _has_msgpack(call)))
-        model = await model_for(call, self._models, call.tail, Task.RERANK)
+        model = await model_for(call, self._models, known_name(self._models, call.tail), Task.RERANK)
         with called("items", of="documents"):
             result = await call.unless_gone(model.rerank(order.request))
         is_msgpack = _wants_msgpack(call)
@@ -92,6 +92,31 @@ class ScoreRoute:
         decoder = protocol.score_decoder
         body = decoder.decode_msgpack(raw) if is_msgpack else decoder.decode(raw)
         return protocol.to_score_order(body, self._max_items)
+
+
+class ExtractRoute:
+    """Handles `POST /v1/extract/{model}`, for models that classify."""
+
+    def __init__(self, models: Registry, settings: ApiSettings) -> None:
+        self._models = models
+        self._max_items = settings.max_client_batch_size
+        self._max_body_bytes = settings.max_body_bytes
+
+    async def __call__(self, call: Call) -> Reply:
+        """Put items into classes."""
+        order = await parsed(call, self._max_body_bytes, partial(self._parse, _has_msgpack(call)))
+        model = await model_for(call, self._models, known_name(self._models, call.tail), Task.CLASSIFY)
+        with called("items"):
+            result = await call.unless_gone(model.classify(order.request))
+        is_msgpack = _wants_msgpack(call)
+        write = protocol.to_extract_answer
+        body = await written(8 * result.scores.size, write, order, result, model.name, is_msgpack)
+        return Reply(body, 200, _media_type(is_msgpack))
+
+    def _parse(self, is_msgpack: bool, raw: bytes) -> protocol.ExtractOrder:
+        decoder = protocol.extract_decoder
+        body = decoder.decode_msgpack(raw) if is_msgpack else decoder.decode(raw)
+        return protocol.to_extract_order(body, self._max_items)
 
 
 def _has_msgpack(call: Call) -> bool:
@@ -141,4 +166,13 @@ def sie_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[R
         summary="Order texts by relevance (SIE's answer)",
         request=protocol.ScoreBody,
         response=protocol.Scored,
+    )
+    yield Route(
+        "POST",
+        f"{base}/v1/extract/*",
+        ExtractRoute(models, settings),
+        SieDialect(),
+        summary="Classes of texts (SIE's answer)",
+        request=protocol.ExtractBody,
+        response=protocol.Extracted,
     )

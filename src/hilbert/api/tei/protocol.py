@@ -94,11 +94,24 @@ class TeiTokenVectorsBody(TeiBody, kw_only=True):
     prompt_name: _PROMPT_NAME = None
 
 
+class TeiPipelineParameters(msgspec.Struct, kw_only=True):
+    """What clients of Hugging Face's pipelines say of an answer."""
+
+    top_k: Annotated[int | None, about("Only so many of the best classes.")] = None
+    function_to_apply: Annotated[str | None, about("`none` for logits; others are the model's own.")] = None
+
+
 class TeiPredictBody(TeiBody, kw_only=True):
     """Texts or pairs to classify."""
 
     inputs: Annotated[str | list[str | list[str]] | None, about(f"What to classify: {PREDICT_FORMS}.")] = None
     raw_scores: Annotated[bool | None, about("Logits instead of probabilities (default false).")] = None
+    parameters: Annotated[
+        TeiPipelineParameters | None,
+        about(
+            "Sent by clients of Hugging Face's pipelines; with it a lone input is answered in a list, too."
+        ),
+    ] = None
 
 
 class TeiRerankBody(TeiBody, kw_only=True):
@@ -163,7 +176,6 @@ class TeiAnyBody(msgspec.Struct, kw_only=True):
 
     inputs: Any = None
     query: Any = None
-    parameters: Any = None
     model: str | None = None
 
 
@@ -260,6 +272,7 @@ class Order(Generic[Asked]):
         asked: what the model is asked.
         num_characters: of all inputs, a query once for each of its texts.
         is_single: one input was sent alone, and is answered alone.
+        top: how many classes are returned; None for all.
         returns_text: texts are sent back.
     """
 
@@ -268,6 +281,7 @@ class Order(Generic[Asked]):
     num_characters: int
     is_single: bool = False
     returns_text: bool = False
+    top: int | None = None
 
 
 def embed_order(raw: bytes, max_inputs: int) -> Order[EmbedRequest]:
@@ -329,9 +343,12 @@ def predict_order(raw: bytes, max_inputs: int) -> Order[ClassifyRequest]:
     for index, item in enumerate(given):
         if not any(item if isinstance(item, tuple) else (item,)):
             raise _empty("inputs", index)
-    request = ClassifyRequest(tuple(given), body.raw_scores is True, body.truncate, truncation_side=body.side)
+    pipeline = body.parameters or TeiPipelineParameters()
+    is_raw = body.raw_scores is True or pipeline.function_to_apply == "none"
+    request = ClassifyRequest(tuple(given), is_raw, body.truncate, truncation_side=body.side)
     num_characters = sum(len(item) if isinstance(item, str) else sum(map(len, item)) for item in given)
-    return Order(body.model, request, num_characters, is_single)
+    is_alone = is_single and body.parameters is None
+    return Order(body.model, request, num_characters, is_alone, top=pipeline.top_k)
 
 
 def rerank_order(raw: bytes, max_inputs: int) -> Order[RerankRequest]:
@@ -424,16 +441,16 @@ def similarity_json(result: EncodeResult) -> bytes:
     return orjson.dumps(np.ascontiguousarray(sentences @ source), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def predictions_json(result: ClassifyResult, is_alone: bool) -> bytes:
+def predictions_json(order: Order[ClassifyRequest], result: ClassifyResult) -> bytes:
     """``[{score, label}, …]`` for one input alone, else a list of such lists."""
     rows = [
         [
             {"score": score, "label": result.labels[place]}
-            for place, score in zip(places, short_floats(scores), strict=True)
+            for place, score in zip(places[: order.top], short_floats(scores[: order.top]), strict=True)
         ]
         for places, scores in zip(result.order.tolist(), result.scores, strict=True)
     ]
-    return orjson.dumps(rows[0] if is_alone else rows)
+    return orjson.dumps(rows[0] if order.is_single else rows)
 
 
 def ranks_json(order: Order[RerankRequest], result: RerankResult) -> bytes:

@@ -79,16 +79,13 @@ class Operations:
             result = await call.unless_gone(model.encode(order.asked))
         return await self._encoded(result, partial(protocol.similarity_json, result), order.num_characters)
 
-    async def predict(
-        self, call: Call, raw: bytes, name: str | None = None, is_nested: bool = False
-    ) -> Answer:
-        """Scores of classes; a lone input is answered alone unless `is_nested`."""
+    async def predict(self, call: Call, raw: bytes, name: str | None = None) -> Answer:
+        """Scores of classes."""
         order = await read(raw, partial(protocol.predict_order, max_inputs=self._max_inputs))
         model = await model_for(call, self._models, name or order.model, Task.CLASSIFY)
         with called("inputs"):
             result = await call.unless_gone(model.classify(order.asked))
-        is_alone = order.is_single and not is_nested
-        body = await written(8 * result.scores.size, protocol.predictions_json, result, is_alone)
+        body = await written(8 * result.scores.size, protocol.predictions_json, order, result)
         return Answer(body, result.timing, order.num_characters, result.num_tokens)
 
     async def rerank(self, call: Call, raw: bytes, name: str | None = None) -> Answer:
@@ -123,11 +120,7 @@ class Operations:
         return Answer(orjson.dumps(texts))
 
     async def whatever(self, call: Call, raw: bytes, name: str | None = None) -> Answer:
-        """What the model is there for, unless the body can only be meant for something else.
-
-        A body with `parameters` comes from a client of Hugging Face's pipelines, which expects a lone
-        prediction inside a list.
-        """
+        """What the model is there for, unless the body can only be meant for something else."""
         body = await read(raw, protocol.ANY.decode)
         if isinstance(body.inputs, dict):
             return await self.similarity(call, raw, name)
@@ -135,7 +128,7 @@ class Operations:
             return await self.rerank(call, raw, name)
         model = await model_for(call, self._models, name or body.model, Task.EMBED)
         if model.task is Task.CLASSIFY:
-            return await self.predict(call, raw, model.name, body.parameters is not None)
+            return await self.predict(call, raw, model.name)
         if model.task is Task.RERANK:
             return await self.rerank(call, raw, model.name)
         if model.task is Task.SPARSE_EMBED:
