@@ -58,6 +58,10 @@ class World:
     cache: str
     expected: dict[str, np.ndarray]
 
+    def at(self, model: str, server: str | None = None) -> str:
+        """URL of one model, for clients that name none: every route exists below it."""
+        return f"{server or self.open}/{model}"
+
     def same(self, found: Any, name: str, tolerance: float = TOLERANCE) -> None:
         """Fail where these numbers are not those of the Python API."""
         wanted, given = self.expected[name], np.asarray(found, np.float64)

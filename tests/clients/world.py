@@ -95,8 +95,8 @@ def _models(folder: Path) -> dict[str, Path]:
 
 def _entries(models: dict[str, Path]) -> list[dict[str, str]]:
     return [
-        {"id": BUNDLED, "name": "minilm"},
-        *({"id": str(path), "name": name} for name, path in models.items()),
+        {"id": BUNDLED, "name": "minilm", "prefix": "/minilm"},
+        *({"id": str(path), "name": name, "prefix": f"/{name}"} for name, path in models.items()),
     ]
 
 

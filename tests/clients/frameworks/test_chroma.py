@@ -20,3 +20,10 @@ def test_chroma_openai(world: World) -> None:
     distances = ((world.expected["documents"] - world.expected["query"]) ** 2).sum(1)
     found = collection.query(query_texts=[world.query], n_results=1)
     assert found["documents"] == [[world.documents[int(distances.argmin())]]]
+
+
+@pytest.mark.row(CLIENT, "HuggingFaceEmbeddingServer")
+def test_chroma_hugging_face_server(world: World) -> None:
+    for path in ("", "/embed"):
+        function = functions.HuggingFaceEmbeddingServer(url=world.at("minilm") + path)
+        world.same(function(world.texts), "dense")

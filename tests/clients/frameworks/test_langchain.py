@@ -59,3 +59,14 @@ def test_langchain_infinity_rerank(world: World) -> None:
     world.same_ranking(
         [(world.documents.index(d.page_content), d.metadata["relevance_score"]) for d in found]
     )
+
+
+@pytest.mark.row(CLIENT, "langchain_cohere: CohereEmbeddings, CohereRerank")
+def test_langchain_cohere(world: World) -> None:
+    module = library("langchain_cohere", "langchain-cohere")
+    embeddings = module.CohereEmbeddings(model="minilm", cohere_api_key="any", base_url=world.open)
+    world.same(embeddings.embed_documents(world.texts), "dense")
+    world.same(embeddings.embed_query(world.query), "query")
+    reranker = module.CohereRerank(model="reranker", cohere_api_key="any", base_url=world.open, top_n=4)
+    found = reranker.rerank(world.documents, world.query)
+    world.same_ranking([(hit["index"], hit["relevance_score"]) for hit in found])

@@ -57,6 +57,22 @@ def test_litellm_rerank(world: World, route: str, path: str) -> None:
     world.same_ranking([(hit["index"], hit["relevance_score"]) for hit in answer.results])
 
 
+@pytest.mark.row(CLIENT, "huggingface/: embedding and rerank")
+def test_litellm_huggingface(world: World) -> None:
+    # Without the task it asks huggingface.co what kind of model that is.
+    asked = {"api_base": world.at("minilm"), "api_key": "x", "input_type": "feature-extraction"}
+    answer = litellm.embedding(model="huggingface/minilm", input=world.texts, **asked)
+    world.same(vectors(answer), "dense")
+    answer = litellm.rerank(
+        model="huggingface/reranker",
+        query=world.query,
+        documents=world.documents,
+        api_base=world.at("reranker"),
+        api_key="x",
+    )
+    world.same_ranking([(hit["index"], hit["relevance_score"]) for hit in answer.results])
+
+
 @pytest.mark.row(CLIENT, "an invalid input, overload, a wrong key: its exceptions")
 def test_litellm_errors(world: World) -> None:
     v1 = {"api_base": f"{world.guarded}/v1", "model": "openai/minilm", "max_retries": 0}
