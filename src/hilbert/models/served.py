@@ -200,8 +200,10 @@ class ServedModel:
         self.facts.check_dimensions(dimensions, DENSE_ONLY)
 
     def _decided(self, request: Asked) -> Asked:
-        """The request with the server's word where it leaves truncation open."""
-        return replace(request, truncate=self.truncates) if request.truncate is None else request
+        """The request with the server's word where it leaves truncation open; open means that it is cut."""
+        if self.truncates or request.truncate is not None:
+            return request
+        return replace(request, truncate=False)
 
     async def _serve(self, work: Work[Result]) -> Result:
         """The one path of every request: admission, tokens, engine, result, and the books."""
