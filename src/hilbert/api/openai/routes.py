@@ -85,10 +85,10 @@ class EmbeddingsRoute:
         if call.asked is not None:
             call.asked.encoding = order.encoding
         output = self._output or _output_of(order, model)
-        inputs = for_model(
-            order.request.inputs, order.named, order.modality, model.name, model.spec.modalities
-        )
-        request = replace(order.request, inputs=inputs)
+        request = order.request
+        inputs = for_model(request.inputs, order.named, order.modality, model.name, model.spec.modalities)
+        if inputs is not request.inputs:
+            request = replace(request, inputs=inputs)
         if output is not OutputType.DENSE:
             _check_form(order, output)
             request = replace(request, outputs=frozenset({output}))
