@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do $$p -c '
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install serve test test-slow test-clients test-gpu chaos check fmt bench docs
+.PHONY: install serve test test-slow test-clients test-gpu chaos audit check fmt bench docs
 
 install: $(STAMP)
 
@@ -31,6 +31,9 @@ test-gpu: $(STAMP)
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -q -rP -m chaos tests/chaos $(ARGS)
+
+audit: $(STAMP)
+	$(BIN)/python tests/chaos/audit.py $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests bench && $(BIN)/ruff format --check src tests bench && $(BIN)/mypy && $(BIN)/lint-imports

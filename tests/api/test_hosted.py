@@ -154,6 +154,8 @@ def test_cohere_tokenizes_and_checks_keys(server, serve_more, processor):
     assert body["token_strings"] == ["one", "more", "guest"]
     text = fits(server.post("/v1/detokenize", {"tokens": body["tokens"]}), Detokenized)
     assert text["text"] == "one more guest"
+    told = server.post("/v1/tokenize", {"text": "a" * 1_000_001}).json()
+    assert told["message"].startswith("text has 1,000,001 characters")
     told = fits(server.post("/v1/detokenize", {"tokens": [5, 30522]}), CohereError, 400)
     assert "30522" in told["message"] and "30521" in told["message"]
     locked = serve_more(processor, api_key="tok_right")
@@ -237,6 +239,9 @@ def test_late_chunking_on_the_shared_route(tokens, processor):
     assert [item["index"] for item in body["data"]] == [0, 1] and body["usage"]["total_tokens"] == 9
     plain = tokens.post("/v1/embeddings", {"input": TEXTS, "late_chunking": False}).json()
     assert len(plain["data"][0]["embedding"]) == 384
+    for chunk, word in (("a" * 600_000, "1,200,000 characters"), ("a " * 66_000, "tokens")):
+        told = tokens.post("/v1/embeddings", {"input": [chunk, chunk], "late_chunking": True}).json()
+        assert word in told["detail"] and "Send fewer at once" in told["detail"]
     told = fits(tokens.post("/v1/embeddings", {"input": ["a", ""], "late_chunking": True}), SharedError, 400)
     assert told["detail"].startswith("input[1] has no tokens of its own")
 

@@ -101,12 +101,19 @@ def test_nothing_is_fetched_from_a_private_place() -> None:
     run(story)
 
 
+HOSTS_OF_THIS_MACHINE = [
+    "localhost", "2130706433", "0x7f.1", "0x7f000001", "0x7f.0.0.1", "017700000001", "0177.0.0.1",
+    "0177.1", "127.1", "127.0.1", "0", "0.0.0.0", "127.0.0.1.", "[::]", "[0:0:0:0:0:0:0:1]",
+    "[::ffff:7f00:1]", "[0:0:0:0:0:ffff:127.0.0.1]", "[::1%25lo]",
+]  # fmt: skip
+
+
 def test_numbers_that_the_systems_resolver_reads_as_loopback() -> None:
     async def story() -> None:
         fetcher = Fetcher(FetchSettings())
         async with web() as site:
             site.pages["/"] = page(b"secret")
-            for host in ("localhost", "2130706433", "0x7f.1", "127.1", "0"):
+            for host in HOSTS_OF_THIS_MACHINE:
                 with pytest.raises(MediaError):
                     await fetcher.fetch(f"http://{host}:{site.port}/", ByteBudget(100))
             assert not site.hits

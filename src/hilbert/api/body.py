@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Generic, TypeVar
 
 import msgspec
@@ -57,6 +57,27 @@ def truncates(*said: object) -> bool | None:
 
 class MalformedRequest(InvalidInput):
     """The body has not the form that the route asks for (as opposed to values that a model refuses)."""
+
+
+def check_number(items: Sized | None, field: str, forms: str, max_items: int) -> None:
+    """Refuse a list that is missing, empty or too long.
+
+    Args:
+        items: the list, or what else has a length.
+        field: what it is called.
+        forms: what to send.
+        max_items: that one request may have.
+    Raises:
+        MalformedRequest: it is.
+    """
+    if not items:
+        what = "is missing" if items is None else "is an empty list"
+        raise MalformedRequest(f"`{field}` {what}; send {forms}.", param=field)
+    if len(items) > max_items:
+        raise MalformedRequest(
+            f"`{field}` has {len(items)} items; one request may have {max_items} (--max-client-batch-size).",
+            param=field,
+        )
 
 
 class BodyDecoder(Generic[Body]):

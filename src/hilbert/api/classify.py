@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import orjson
 
-from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about, short_floats, usage
+from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about, check_number, short_floats, usage
 from hilbert.api.call import Call, Reply
 from hilbert.api.exchange import model_for, parsed, written
 from hilbert.api.settings import ApiSettings
@@ -91,17 +91,9 @@ class ClassifyRoute:
                 "labels.",
                 param="labels",
             )
-        if not body.input and body.input != "":
-            what = "is missing" if body.input is None else "is an empty list"
-            raise MalformedRequest(f"`input` {what}; send {_INPUT_FORMS}.", param="input")
-        inputs = (body.input,) if isinstance(body.input, str) else tuple(body.input or ())
-        if len(inputs) > self._max_inputs:
-            raise MalformedRequest(
-                f"`input` has {len(inputs)} items; one request may have {self._max_inputs} "
-                "(--max-client-batch-size).",
-                param="input",
-            )
-        request = ClassifyRequest(inputs, body.raw_scores is True, body.truncate)
+        inputs = [body.input] if isinstance(body.input, str) else body.input
+        check_number(inputs, "input", _INPUT_FORMS, self._max_inputs)
+        request = ClassifyRequest(tuple(inputs or ()), body.raw_scores is True, body.truncate)
         return _Order(body.model, request)
 
     def _write(self, result: ClassifyResult, model: str) -> bytes:

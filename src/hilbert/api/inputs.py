@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from hilbert.api.body import MalformedRequest, about
+from hilbert.api.body import MalformedRequest, about, check_number
 from hilbert.core import Input, MediaRef, Modality
 from hilbert.core.request import IntArray
 from hilbert.errors import UnsupportedTask
@@ -91,20 +91,15 @@ def to_inputs(value: Given, max_inputs: int, modality: Modality | None = None) -
     """
     if isinstance(value, str | Part):
         value = [value]
-    if value is None:
-        raise MalformedRequest(f"`input` is missing; send {INPUT_FORMS}.", param="input")
     if not value:
-        raise MalformedRequest(f"`input` is an empty list; send {INPUT_FORMS}.", param="input")
+        check_number(value, "input", INPUT_FORMS, max_inputs)
+    assert value is not None
     kinds = set(map(type, value))
     if len(kinds) > 1:
         _check_kinds(value)
     if int in kinds:
         value = [value]  # type: ignore[list-item]  # all ints, checked above
-    if len(value) > max_inputs:
-        raise MalformedRequest(
-            f"`input` has {len(value)} items; one request may have {max_inputs} (--max-client-batch-size).",
-            param="input",
-        )
+    check_number(value, "input", INPUT_FORMS, max_inputs)
     if kinds == {str} and modality in (None, Modality.TEXT):  # by far the most requests
         return tuple(value)  # type: ignore[arg-type]  # all strings
     return tuple([_input(item, index, modality) for index, item in enumerate(value)])
@@ -129,7 +124,7 @@ def to_content_inputs(items: Sequence[Contents], field: str, max_inputs: int) ->
     Raises:
         MalformedRequest: there is none, there are too many, or one has no piece, or several.
     """
-    check_number(items, field, max_inputs)
+    check_number(items, field, "at least one", max_inputs)
     found: list[Input] = []
     for index, item in enumerate(items):
         if isinstance(item.content, str):
@@ -144,22 +139,6 @@ def to_content_inputs(items: Sequence[Contents], field: str, max_inputs: int) ->
             )
         found.append(_part(item.content[0], index))
     return tuple(found)
-
-
-def check_number(items: Sequence[object] | None, field: str, max_items: int) -> None:
-    """Refuse a list that is missing, empty or too long.
-
-    Raises:
-        MalformedRequest: it is.
-    """
-    if not items:
-        what = "is missing" if items is None else "is an empty list"
-        raise MalformedRequest(f"`{field}` {what}; send at least one.", param=field)
-    if len(items) > max_items:
-        raise MalformedRequest(
-            f"`{field}` has {len(items)} items; one request may have {max_items} (--max-client-batch-size).",
-            param=field,
-        )
 
 
 def named_places(value: Given) -> frozenset[int]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from hilbert.api.body import BodyDecoder, MalformedRequest, about, short_floats, truncates
+from hilbert.api.body import BodyDecoder, MalformedRequest, about, check_number, short_floats, truncates
 from hilbert.api.call import Call, Reply
 from hilbert.api.exchange import model_for, parsed, written
 from hilbert.api.settings import ApiSettings
@@ -117,15 +117,8 @@ class RerankRoute:
         if body.query is None:
             raise MalformedRequest("`query` is missing; send a string.", param="query")
         documents = body.documents
-        if not documents:
-            what = "is missing" if documents is None else "is an empty list"
-            raise MalformedRequest(f"`documents` {what}; send {_DOCUMENT_FORMS}.", param="documents")
-        if len(documents) > self._max_documents:
-            raise MalformedRequest(
-                f"`documents` has {len(documents)} items; one request may have {self._max_documents} "
-                "(--max-client-batch-size).",
-                param="documents",
-            )
+        check_number(documents, "documents", _DOCUMENT_FORMS, self._max_documents)
+        assert documents is not None
         max_tokens = body.max_doc_length if body.max_tokens_per_doc is None else body.max_tokens_per_doc
         top_k = None if body.top_k is msgspec.UNSET else body.top_k
         for field, value in (("top_n", body.top_n), ("top_k", top_k), ("max_tokens_per_doc", max_tokens)):

@@ -26,10 +26,12 @@ import numpy.typing as npt
 from hilbert.core import Sequence
 from hilbert.core.request import FloatArray, IntArray
 from hilbert.errors import InputTooLong, InvalidInput
-from hilbert.processors.text import MAX_TEXT_CHARS, TextProcessor, check_chars
+from hilbert.processors.text import MAX_TEXT_CHARS, TextProcessor
 
 # An eighth of a window has been seen in the one before: 1024 of 8192 tokens. The authors take 256 of 8192.
 _OVERLAP = 8
+# Of one request, as all their vectors are in memory at once: half a gigabyte at 1024 numbers each.
+MAX_CHUNKED_TOKENS = 131_072
 # A window with less room than this would be all overlap.
 _LEAST_ROOM = 8
 
@@ -97,21 +99,20 @@ class ChunkProcessor:
             InvalidInput: a chunk has no tokens, or is not valid Unicode.
             InputTooLong: a document is too long, and `truncate` is false, or it would cost too much.
         """
-        check_chars(chunks)
-        return tuple(
+        num_chars = sum(map(len, chunks)) + len(counts) * len(prompt)
+        if num_chars > MAX_TEXT_CHARS:
+            raise _too_much(f"{num_chars:,} characters", f"{MAX_TEXT_CHARS:,}")
+        documents = tuple(
             self._document(chunks[first : first + count], first, prompt, truncate)
             for first, count in zip(_firsts(counts), counts, strict=True)
         )
+        num_tokens = sum(len(window.input_ids) for document in documents for window in document.windows)
+        if num_tokens > MAX_CHUNKED_TOKENS:
+            raise _too_much(f"{num_tokens:,} tokens", f"{MAX_CHUNKED_TOKENS:,}")
+        return documents
 
     def _document(self, chunks: tuple[str, ...], first: int, prompt: str, truncate: bool) -> Document:
         text, borders = joined(chunks, prompt)
-        if len(text) > MAX_TEXT_CHARS:
-            raise InputTooLong(
-                f"The document that begins with input[{first}] has {len(text):,} characters in its "
-                f"{len(chunks)} chunks; late chunking reads at most {MAX_TEXT_CHARS:,} at once. Divide it.",
-                param="input",
-                index=first,
-            )
         ids, lasts = self._texts.spans(text, first)
         places = np.searchsorted(borders, lasts, side="right").astype(np.int32) - 1
         num_prompt = int(np.searchsorted(places, 0))
@@ -160,6 +161,14 @@ class ChunkProcessor:
                 f"late chunking needs {_LEAST_ROOM}. Take a shorter prompt.",
                 param="prompt",
             )
+
+
+def _too_much(size: str, limit: str) -> InputTooLong:
+    return InputTooLong(
+        f"The documents have {size} with their prompts; late chunking reads at most {limit} in one request. "
+        "Send fewer at once.",
+        param="input",
+    )
 
 
 def joined(chunks: tuple[str, ...], prompt: str) -> tuple[str, IntArray]:

@@ -35,9 +35,16 @@ def renamed(
         return error
     index = error.index + shift
     place = f"{field}[{index}]" if is_list else field
+    return placed(error, field, place, index if is_list else None, of=of)
+
+
+def placed(
+    error: ServingError, field: str, place: str, index: int | None, *, of: str = "input"
+) -> ServingError:
+    """The same error about a place that has a name of its own in the caller's request."""
     return type(error)(
         error.message.replace(f"{of}[{error.index}]", place, 1),
         param=field,
-        index=index if is_list else None,
+        index=index,
         retry_after_seconds=error.retry_after_seconds,
     )

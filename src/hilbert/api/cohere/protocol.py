@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 import orjson
 
-from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about, usage
-from hilbert.api.inputs import Contents, check_number, to_content_inputs
+from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about, check_number, usage
+from hilbert.api.inputs import Contents, to_content_inputs
 from hilbert.api.openai.protocol import ErrorObject
 from hilbert.api.purposes import to_purpose
 from hilbert.api.rerank import RerankOrder, scored
@@ -229,7 +229,7 @@ def _inputs(body: CohereEmbedBody, max_inputs: int) -> tuple[str, tuple[Input, .
         with called(field):
             return field, to_content_inputs(body.inputs, field, max_inputs)
     strings = body.texts if body.texts is not None else body.images
-    check_number(strings, field, max_inputs)
+    check_number(strings, field, "at least one", max_inputs)
     assert strings is not None
     if field == "texts":
         return field, tuple(strings)

@@ -16,10 +16,11 @@ from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.voyage.protocol import rerank_json as voyage_rerank_json
 from hilbert.core import RerankResult, Task
-from hilbert.errors import InvalidInput
+from hilbert.errors import InputTooLong, InvalidInput
 from hilbert.models import Registry
 from hilbert.models.offload import offload
 from hilbert.processors import called
+from hilbert.processors.text import MAX_TEXT_CHARS, check_chars
 
 
 class EmbedRoute:
@@ -56,6 +57,7 @@ class TokenizeRoutes:
         body = await parsed(call, self._max_body_bytes, protocol.tokenize_decoder.decode)
         model = await model_for(call, self._models, body.model, Task.EMBED)
         with called("text", is_list=False):
+            check_chars((body.text,))
             ids, _ = await offload(model.processor.spans, body.text)
         strings = [model.processor.tokenizer.id_to_token(i) for i in ids.tolist()]
         found = {"tokens": ids.tolist(), "token_strings": strings, "meta": protocol.meta("1")}
@@ -65,6 +67,10 @@ class TokenizeRoutes:
         """The text of tokens, special ones included."""
         body = await parsed(call, self._max_body_bytes, protocol.detokenize_decoder.decode)
         model = await model_for(call, self._models, body.model, Task.EMBED)
+        if len(body.tokens) > MAX_TEXT_CHARS:
+            raise InputTooLong(
+                f"tokens has {len(body.tokens):,}; at most {MAX_TEXT_CHARS:,} are taken.", param="tokens"
+            )
         bad = next((i for i in body.tokens if not 0 <= i < model.processor.vocab_size), None)
         if bad is not None:
             raise InvalidInput(

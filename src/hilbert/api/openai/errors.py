@@ -30,6 +30,9 @@ def retry_headers(error: ServingError) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"x-should-retry", b"false"),) if error.status >= 500 else ()
 
 
+_MAX_MESSAGE = 2000
+
+
 class OpenAIDialect:
     """Words errors as OpenAI does.
 
@@ -80,5 +83,10 @@ class SharedDialect(OpenAIDialect):
 
 
 def sound(text: str) -> str:
-    """Text that JSON can carry: a message may quote what was not valid Unicode."""
+    """Text that JSON can carry, and not more than anybody reads.
+
+    A message may quote what was not valid Unicode, and what was megabytes long.
+    """
+    if len(text) > _MAX_MESSAGE:
+        text = f"{text[: _MAX_MESSAGE // 2]} […] {text[-_MAX_MESSAGE // 4 :]}"
     return text.encode("utf-8", "backslashreplace").decode()

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import msgspec
 import orjson
 
-from hilbert.api.body import BodyDecoder, MalformedRequest, about
-from hilbert.api.inputs import Contents, check_number, to_content_inputs
+from hilbert.api.body import BodyDecoder, MalformedRequest, about, check_number
+from hilbert.api.inputs import Contents, to_content_inputs
 from hilbert.api.openai.protocol import Embedding, to_dtype, to_encoding
 from hilbert.api.purposes import to_purpose
 from hilbert.api.rerank import RerankOrder, scored, text_of
@@ -144,7 +144,7 @@ def to_multimodal(body: MultimodalBody, max_inputs: int) -> VoyageOrder:
         InvalidInput: it has no inputs, an input has several pieces, or a name is unknown.
     """
     if body.inputs is None:
-        check_number(None, "inputs", max_inputs)
+        check_number(None, "inputs", "at least one", max_inputs)
     with called("inputs"):
         inputs = to_content_inputs(body.inputs or (), "inputs", max_inputs)
     request = EmbedRequest(
@@ -165,7 +165,7 @@ def to_contextualized(body: ContextualizedBody, max_inputs: int) -> VoyageOrder:
         InvalidInput: it has no inputs, a document has no chunks, or a name is unknown.
     """
     documents = body.inputs
-    check_number(documents, "inputs", max_inputs)
+    check_number(documents, "inputs", _CHUNKS, max_inputs)
     assert documents is not None
     empty = next((index for index, document in enumerate(documents) if not document), None)
     if empty is not None:
@@ -173,7 +173,7 @@ def to_contextualized(body: ContextualizedBody, max_inputs: int) -> VoyageOrder:
             f"inputs[{empty}] is an empty list; send {_CHUNKS}.", param="inputs", index=empty
         )
     chunks = tuple([chunk for document in documents for chunk in document])
-    check_number(chunks, "inputs", max_inputs)
+    check_number(chunks, "inputs", _CHUNKS, max_inputs)
     request = EmbedRequest(
         chunks,
         input_type=to_purpose(body.input_type, "input_type"),
@@ -226,11 +226,11 @@ def contextualized_json(order: VoyageOrder, result: EncodeResult, default: Outpu
     )
 
 
-def chunk_named(index: int, chunks: tuple[int, ...]) -> str:
-    """What the caller calls chunk `index` of all: ``inputs[document][chunk]``."""
+def chunk_named(index: int, chunks: tuple[int, ...]) -> tuple[int, str]:
+    """The document of chunk `index` of all, and what the caller calls it: ``inputs[document][chunk]``."""
     for document, (first, end) in enumerate(_borders(chunks)):
         if index < end:
-            return f"inputs[{document}][{index - first}]"
+            return document, f"inputs[{document}][{index - first}]"
     raise AssertionError(f"there is no chunk {index}")
 
 

@@ -14,7 +14,7 @@ from hilbert.api.voyage.errors import VoyageDialect
 from hilbert.core import Task
 from hilbert.errors import ServingError
 from hilbert.models import Registry
-from hilbert.processors import called
+from hilbert.processors import called, placed
 
 
 def voyage_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[Route]:
@@ -40,11 +40,10 @@ def voyage_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         try:
             model, result = await embedded(call, models, order.model, order.request)
         except ServingError as error:
-            if error.index is not None and error.param == "input":
-                place = protocol.chunk_named(error.index, order.request.chunks)
-                error.message = error.message.replace(f"input[{error.index}]", place)
-                error.param = "inputs"
-            raise
+            if error.index is None or error.param != "input":
+                raise
+            document, place = protocol.chunk_named(error.index, order.request.chunks)
+            raise placed(error, "inputs", place, document) from None
         write = protocol.contextualized_json
         return Reply(
             await written(result.num_numbers, write, order, result, model.embedding_dtype, model.name)
