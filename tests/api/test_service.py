@@ -96,6 +96,7 @@ def test_every_metric_has_units_help_and_several_models(serve):
     labels = {s.labels["model"] for s in families["hilbert_sequences"].samples}
     assert labels == {"one", "two"}
     assert server.get("/metrics").text.count("# HELP hilbert_requests_total") == 1  # scraped again, not twice
+    assert "te_" not in families and "# HELP te_" not in text
 
 
 # -- documents --------------------------------------------------------------------------------------

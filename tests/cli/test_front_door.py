@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -110,6 +111,11 @@ def test_the_sidecars_flags(sidecar, tmp_path: Path) -> None:
         assert client.get("http://x/_authz", headers={"x-api-key": "tok_1"}).status_code == 204
         assert client.get("http://x/_authz").status_code == 401
     assert it.stop() == (0, "")
+    spoken = sidecar("--json-output", HILBERT_API_KEY="tok_1")
+    assert spoken.ask("tok_2") == 401
+    (line,) = spoken.stop()[1].splitlines()
+    said = json.loads(line)
+    assert (said["level"], said["verdict"], said["path"]) == ("WARNING", "401 deny", "/_authz")
     open_ = hilbert("authz", "--port", "0")
     assert open_.returncode == 1 and "--keys-file" in open_.stderr
     wrong = hilbert("authz", "--host", "192.0.2.1", HILBERT_API_KEY="x")

@@ -24,7 +24,9 @@ NOT_SAMPLED = "00-4bf92f3577b34da6a3ce929d0e0e4737-00f067aa0ba902b7-00"
 
 def test_spans_over_grpc_with_the_callers_context_and_no_input(start, static) -> None:
     with grpc_collector() as collected:
-        server = start("-m", static, "--otlp-endpoint", collected.url, "--otlp-service-name", "rooms")
+        server = start(
+            "-m", static, "--otlp-endpoint", collected.url, "--otlp-service-name", "rooms", "--tei-metrics"
+        )
         began = time.time_ns()
         asked = {"traceparent": CALLER, "tracestate": "vendor=1", "x-request-id": "my-id"}
         body = {"model": "asked/for", "encoding_format": "base64"}
@@ -33,9 +35,12 @@ def test_spans_over_grpc_with_the_callers_context_and_no_input(start, static) ->
         assert server.post([SECRET], headers={"traceparent": "rubbish"}).status_code == 200
         assert server.post([SECRET], dimensions=999).status_code == 400
         assert server.get(f"/readyz?secret={SECRET}").status_code == 200
+        tei = server.get("/metrics").text
         ended = time.time_ns()
         assert server.stop() == 0  # what waits is sent before the end
     assert collected.resource["service.name"] == "rooms"
+    assert 'te_request_success{method="single"} 3\n' in tei and "te_embed_success 3\n" in tei
+    assert 'te_request_failure{err="validation"} 1\n' in tei
     first, strange, wrong = collected.roots("POST /v1/embeddings")
     assert first.trace_id.hex() == CALLER.split("-")[1] and first.parent_span_id.hex() == CALLER.split("-")[2]
     assert first.trace_state == "vendor=1" and not strange.parent_span_id

@@ -131,3 +131,5 @@ def test_linear_layers_see_no_padding(family: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         built.graph(*(torch.from_numpy(a) for a in arrays))
     assert seen == {-(-sum(lengths) // 32) * 32}, "rounded to 32 tokens, and not one more"
+    assert part.num_padding_tokens(is_padded=False) == seen.pop() - sum(lengths)
+    assert part.num_padding_tokens(is_padded=True) == sum(slots.size for slots in part.slots) - sum(lengths)

@@ -76,7 +76,9 @@ def test_a_start_from_the_cache_needs_no_torch_and_a_missing_extra_is_named(
 ) -> None:
     settings = RuntimeSettings(engine=engine, device="cpu", cache_dir=str(tmp_path))
     with traced_here():
-        load_runtime(resolve(str(bert)), settings).close()
+        runtime = load_runtime(resolve(str(bert)), settings)
+    assert runtime.info.is_from_cache is False
+    runtime.close()
     script = f"""
 import sys
 blocked = sys.argv[1:]
@@ -85,7 +87,9 @@ for name in blocked:
 from hilbert.hub import resolve
 from hilbert.runtimes import RuntimeSettings, load_runtime
 settings = RuntimeSettings(engine={engine!r}, device="cpu", cache_dir={str(tmp_path)!r})
-load_runtime(resolve({str(bert)!r}), settings).close()
+runtime = load_runtime(resolve({str(bert)!r}), settings)
+assert runtime.info.is_from_cache is True
+runtime.close()
 """
 
     def start(*blocked: str) -> subprocess.CompletedProcess[str]:

@@ -119,7 +119,7 @@ MEMORY = MetricSpec(
 CACHE_LOOKUPS = MetricSpec(
     "hilbert_cache_lookups",
     "counter",
-    "Traced graphs and other files looked for in the cache of this machine; a miss is made anew.",
+    "Traced graphs looked for in this machine's cache at a load; a miss is traced anew.",
     ("model", "cache", "result"),
 )
 MODEL_INFO = MetricSpec("hilbert_model_info", "gauge", "Always 1; the labels say what is served and how.")
