@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -109,6 +112,17 @@ def test_models_under_a_budget_answer_and_keep_to_it(start, static, tmp_path, ca
     assert max(samples) < budget + 150
     assert sum(m["stats"]["unloads"] for m in models_of(server).values()) > 0
     assert server.metric("hilbert_model_unloads_total") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_ten_models_that_do_not_fit_together_take_turns() -> None:
+    """A minute and a half of what `bench/many.py` does for ten."""
+    bench = Path(__file__).parents[2] / "bench" / "many.py"
+    argv = [sys.executable, str(bench), "--only", "turns", "--minutes", "1.5"]
+    found = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)["turns"]
+    assert found["failures"] == 0 and found["unloads"] > 20, found
+    assert found["peak_mb"] < found["budget_mb"] + 150, found
 
 
 def test_too_small_a_budget_says_so(start, static) -> None:
