@@ -61,6 +61,7 @@ def test_a_second_signal_ends_at_once(start, cache) -> None:
     assert not is_alive(worker)
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_model_is_traced(start, tmp_path) -> None:
     model = str(tiny_model("bert", tmp_path / "bert"))
     server = start("-m", model, "--cache-dir", str(tmp_path / "cache"), "--port", "0", wait=False)

@@ -77,6 +77,7 @@ def test_seed_000_in_one_file(start, static, tmp_path) -> None:
     assert unnamed.json()["model"] == "multilingual-e5-large"  # the default; every embedder reranks
 
 
+@pytest.mark.slow
 def test_models_under_a_budget_answer_and_keep_to_it(start, static, tmp_path, cache) -> None:
     """The short form; ten minutes of it is `python bench/many.py`."""
     other = str(tiny_model("static", tmp_path / "other", seed=1))
@@ -150,6 +151,7 @@ def test_load_timeout(start, tmp_path) -> None:
     assert "--load-timeout" in late.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_pooling(start, tmp_path, cache) -> None:
     model = str(tiny_model("bert", tmp_path / "bert", pooling="mean"))
     rows = [

@@ -254,6 +254,7 @@ def test_a_device_that_is_not_here(static, tmp_path) -> None:
     assert ended.returncode == 1 and "cuda:31" in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_cache_dir_dtype_engine_and_preload_only(start, tmp_path) -> None:
     model = str(tiny_model("bert", tmp_path / "bert"))
     first, second = tmp_path / "first", tmp_path / "second"

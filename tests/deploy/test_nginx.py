@@ -81,6 +81,7 @@ def test_keys_added_and_revoked_live(stack: Stack) -> None:
     assert stack.get("/v1/models").status_code == 200
 
 
+@pytest.mark.slow
 def test_large_bodies(stack: Stack) -> None:
     words = "one more guest " * 1000  # 15 kB
     reply = stack.post("/v1/embeddings", {"input": [words] * 1500})  # 22 MB

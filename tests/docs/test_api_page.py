@@ -57,6 +57,7 @@ def check(found: Any, told: Any, place: str) -> None:
         assert abs(found - told) <= 1 if is_level else found == told, place
 
 
+@pytest.mark.slow
 def test_the_answers_are_true(url: str) -> None:
     seen = set()
     for path, body, answer in exchanges():

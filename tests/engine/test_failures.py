@@ -225,7 +225,7 @@ def test_many_short_batches_are_not_a_hung_one(make_bench):
 def test_waiting_for_the_turn_is_not_hanging(make_bench):
     device, clock = Device(), ManualClock()
     holder = make_bench(device=device, name="engine-a")
-    waiter = make_bench(device=device, name="engine-b", clock=clock, batch_timeout_seconds=10.0)
+    waiter = make_bench(device=device, name="engine-b", clock=clock, batch_timeout_seconds=1.0)
     holder.runtime.hold()
     first = holder.submit(tokens(1))
     holder.runtime.wait_for_run()

@@ -241,6 +241,7 @@ def test_a_cut_transfer_goes_on_where_it_stopped(hub: StandInHub, client: Client
     ).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_by", ["hilbert", "the client"])
 def test_a_killed_process_is_no_reason_to_begin_again(
     hub: StandInHub, client: Client, tmp_path: Path, left_by: str

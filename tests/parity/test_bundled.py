@@ -57,7 +57,7 @@ def float32(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hilbert.Model]
 
 
 def test_float32_equals_sentence_transformers(reference: object, float32: hilbert.Model) -> None:
-    texts = [*STRANGE, *corpus(150)]
+    texts = [*STRANGE, *corpus(60)]
     expected = reference.encode(texts, batch_size=1, show_progress_bar=False)  # type: ignore[attr-defined]
     ours = float32.embed(texts)
     assert ours.shape == (len(texts), 384)
@@ -67,6 +67,7 @@ def test_float32_equals_sentence_transformers(reference: object, float32: hilber
     assert worst <= 1e-5
 
 
+@pytest.mark.slow
 def test_default_dtype_keeps_its_cosine(reference: object, tmp_path: Path) -> None:
     texts = [*STRANGE, *corpus(300)]
     expected = reference.encode(texts, batch_size=1, show_progress_bar=False)  # type: ignore[attr-defined]
@@ -79,6 +80,7 @@ def test_default_dtype_keeps_its_cosine(reference: object, tmp_path: Path) -> No
     assert worst >= 0.9999
 
 
+@pytest.mark.slow
 def test_company_and_order_change_nothing(float32: hilbert.Model) -> None:
     texts = [*STRANGE, *corpus(500 - len(STRANGE))]
     together = float32.embed(texts)
@@ -90,6 +92,7 @@ def test_company_and_order_change_nothing(float32: hilbert.Model) -> None:
         np.testing.assert_allclose(alone[0], together[i], atol=2e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_int8_keeps_its_cosine(float32: hilbert.Model, tmp_path: Path) -> None:
     """And the artifact is made once, is half as large, and is no other dtype's."""
     texts = corpus(300)
