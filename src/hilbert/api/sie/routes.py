@@ -7,10 +7,12 @@ gateway.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Generic, TypeVar
 
+from hilbert.api.body import BodyDecoder
 from hilbert.api.call import JSON, Call, Reply
 from hilbert.api.exchange import known_name, model_for, parsed, written
 from hilbert.api.rerank import warning_headers
@@ -22,6 +24,9 @@ from hilbert.core import OutputType, Task
 from hilbert.models import Registry, ServedModel
 from hilbert.processors import called
 
+Body = TypeVar("Body")
+Order = TypeVar("Order")
+
 _TASKS = {
     frozenset({OutputType.SPARSE}): Task.SPARSE_EMBED,
     frozenset({OutputType.MULTIVECTOR}): Task.MULTI_EMBED,
@@ -29,20 +34,50 @@ _TASKS = {
 _USUAL = {Task.SPARSE_EMBED: OutputType.SPARSE, Task.MULTI_EMBED: OutputType.MULTIVECTOR}
 
 
-class EncodeRoute:
-    """Handles `POST /v1/encode/{model}`; the model's name may have slashes."""
+class _ItemsRoute(Generic[Body, Order]):
+    """What all three have in common: items in JSON or msgpack, for a model whose name ends the path.
 
-    def __init__(self, models: Registry, settings: ApiSettings) -> None:
+    Args:
+        decoder: reads the body.
+        to_order: makes an order of it, given how many items it may have.
+    """
+
+    def __init__(
+        self,
+        models: Registry,
+        settings: ApiSettings,
+        decoder: BodyDecoder[Body],
+        to_order: Callable[[Body, int], Order],
+    ) -> None:
         self._models = models
         self._max_items = settings.max_client_batch_size
         self._max_body_bytes = settings.max_body_bytes
+        self._decoder = decoder
+        self._to_order = to_order
+
+    async def _read(self, call: Call) -> Order:
+        has_msgpack = b"msgpack" in call.headers.get(b"content-type", b"")
+        return await parsed(call, self._max_body_bytes, partial(self._parse, has_msgpack))
+
+    def _parse(self, is_msgpack: bool, raw: bytes) -> Order:
+        body = self._decoder.decode_msgpack(raw) if is_msgpack else self._decoder.decode(raw)
+        return self._to_order(body, self._max_items)
+
+    async def _model(self, call: Call, task: Task, name: str | None = None) -> ServedModel:
+        return await model_for(call, self._models, known_name(self._models, call.tail or name), task)
+
+
+class EncodeRoute(_ItemsRoute[protocol.EncodeBody, protocol.Order]):
+    """Handles `POST /v1/encode/{model}`; the model's name may have slashes."""
+
+    def __init__(self, models: Registry, settings: ApiSettings) -> None:
+        super().__init__(models, settings, protocol.encode_decoder, protocol.to_order)
 
     async def __call__(self, call: Call) -> Reply:
         """Encode items, all outputs in one pass."""
-        order = await parsed(call, self._max_body_bytes, partial(self._parse, _has_msgpack(call)))
+        order = await self._read(call)
         request = order.request
-        task = _TASKS.get(request.outputs, Task.EMBED)
-        model = await model_for(call, self._models, known_name(self._models, call.tail or order.model), task)
+        model = await self._model(call, _TASKS.get(request.outputs, Task.EMBED), order.model)
         if not request.outputs:
             request = replace(request, outputs=frozenset({_usual_output(model)}))
         with called("items"):
@@ -63,24 +98,17 @@ class EncodeRoute:
         )
         return Reply(body, 200, _media_type(is_msgpack), _timing_headers(protocol.timing_of(result, seconds)))
 
-    def _parse(self, is_msgpack: bool, raw: bytes) -> protocol.Order:
-        decoder = protocol.encode_decoder
-        body = decoder.decode_msgpack(raw) if is_msgpack else decoder.decode(raw)
-        return protocol.to_order(body, self._max_items)
 
-
-class ScoreRoute:
+class ScoreRoute(_ItemsRoute[protocol.ScoreBody, protocol.ScoreOrder]):
     """Handles `POST /v1/score/{model}`."""
 
     def __init__(self, models: Registry, settings: ApiSettings) -> None:
-        self._models = models
-        self._max_items = settings.max_client_batch_size
-        self._max_body_bytes = settings.max_body_bytes
+        super().__init__(models, settings, protocol.score_decoder, protocol.to_score_order)
 
     async def __call__(self, call: Call) -> Reply:
         """Order items by their relevance to a query."""
-        order = await parsed(call, self._max_body_bytes, partial(self._parse, _has_msgpack(call)))
-        model = await model_for(call, self._models, known_name(self._models, call.tail), Task.RERANK)
+        order = await self._read(call)
+        model = await self._model(call, Task.RERANK)
         with called("items", of="documents"):
             result = await call.unless_gone(model.rerank(order.request))
         is_msgpack = _wants_msgpack(call)
@@ -88,39 +116,23 @@ class ScoreRoute:
         body = await written(8 * len(result.scores), write, order, result, model.name, is_msgpack)
         return Reply(body, 200, _media_type(is_msgpack), warning_headers(result))
 
-    def _parse(self, is_msgpack: bool, raw: bytes) -> protocol.ScoreOrder:
-        decoder = protocol.score_decoder
-        body = decoder.decode_msgpack(raw) if is_msgpack else decoder.decode(raw)
-        return protocol.to_score_order(body, self._max_items)
 
-
-class ExtractRoute:
+class ExtractRoute(_ItemsRoute[protocol.ExtractBody, protocol.ExtractOrder]):
     """Handles `POST /v1/extract/{model}`, for models that classify."""
 
     def __init__(self, models: Registry, settings: ApiSettings) -> None:
-        self._models = models
-        self._max_items = settings.max_client_batch_size
-        self._max_body_bytes = settings.max_body_bytes
+        super().__init__(models, settings, protocol.extract_decoder, protocol.to_extract_order)
 
     async def __call__(self, call: Call) -> Reply:
         """Put items into classes."""
-        order = await parsed(call, self._max_body_bytes, partial(self._parse, _has_msgpack(call)))
-        model = await model_for(call, self._models, known_name(self._models, call.tail), Task.CLASSIFY)
+        order = await self._read(call)
+        model = await self._model(call, Task.CLASSIFY)
         with called("items"):
             result = await call.unless_gone(model.classify(order.request))
         is_msgpack = _wants_msgpack(call)
         write = protocol.to_extract_answer
         body = await written(8 * result.scores.size, write, order, result, model.name, is_msgpack)
         return Reply(body, 200, _media_type(is_msgpack))
-
-    def _parse(self, is_msgpack: bool, raw: bytes) -> protocol.ExtractOrder:
-        decoder = protocol.extract_decoder
-        body = decoder.decode_msgpack(raw) if is_msgpack else decoder.decode(raw)
-        return protocol.to_extract_order(body, self._max_items)
-
-
-def _has_msgpack(call: Call) -> bool:
-    return b"msgpack" in call.headers.get(b"content-type", b"")
 
 
 def _wants_msgpack(call: Call) -> bool:
