@@ -163,6 +163,11 @@ def test_openais_client_and_the_curl_lines_of_the_workers_page(platform) -> None
 
 
 def test_without_the_flag_there_is_no_platform(server) -> None:
+    body = {"query": QUERY, "docs": DOCS}
+    ranked = [server.post(f"{base}/rerank", body).json() for base in ("", "/v1", "/openai/v1")]
+    assert ranked[0] == ranked[1] == ranked[2] and len(ranked[0]["scores"]) == 3
+    refused = server.post("/v1/rerank", {**body, "docs": ["a", {"title": "b"}]})
+    assert refused.status_code == 400 and "docs[1] is an object" in refused.json()["message"]
     assert server.post("/runsync", {"input": {}}).status_code == 404
     assert server.get("/v2/any/health").status_code == 404
 

@@ -24,7 +24,7 @@ from hilbert.api.openai import openai_routes
 from hilbert.api.openai.errors import OpenAIDialect
 from hilbert.api.records import Records
 from hilbert.api.routing import Dialect, Handler, Route, Router
-from hilbert.api.runpod import runpod_routes
+from hilbert.api.runpod import runpod_rerank, runpod_routes
 from hilbert.api.service import service_routes
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie import sie_routes
@@ -105,18 +105,19 @@ def make_app(
     async def ask(call: Call, dialect: Dialect | None = None) -> Reply | None:
         return await app.inside(call, dialect)
 
-    if settings.runpod_api:  # first, as it has a word to say about `/openai/v1/rerank`
+    docs = runpod_rerank(settings, ask)
+    if settings.runpod_api:
         routes += runpod_routes(settings, gate, ask)
     # OpenAI's come first: with the prefix /v1 both dialects claim /v1/embeddings, and /v1 is OpenAI's.
     for base in openai_bases:
         routes += openai_routes(models, settings, base)
-        routes += cohere_routes(models, settings, base)
+        routes += cohere_routes(models, settings, base, [docs])
         routes += jina_routes(models, settings, base)
         routes += voyage_routes(models, settings, base)
     for base in bases:
         routes += cohere_v2_routes(models, settings, f"{base}/v2")
         routes += sie_routes(models, settings, base)
-        routes += infinity_routes(models, settings, base, [tei_rerank(models, settings)])
+        routes += infinity_routes(models, settings, base, [tei_rerank(models, settings), docs])
         routes += tei_routes(models, settings, base)
         routes += vllm_routes(models, settings, base)
         routes += ollama_routes(models, settings, base)

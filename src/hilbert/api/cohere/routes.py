@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import orjson
@@ -12,7 +12,7 @@ from hilbert.api.cohere import protocol
 from hilbert.api.cohere.errors import CohereDialect
 from hilbert.api.exchange import embedded, model_for, parsed, written
 from hilbert.api.rerank import RerankBody, RerankOrder, RerankRoute
-from hilbert.api.routing import Route
+from hilbert.api.routing import ByField, Claim, Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.voyage.protocol import rerank_json as voyage_rerank_json
 from hilbert.core import RerankResult, Task
@@ -90,13 +90,22 @@ def rerank_json(order: RerankOrder, result: RerankResult, model: str) -> bytes:
     return write(order, result, model)
 
 
-def cohere_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[Route]:
-    """The routes of version 1 under one base, such as ``/v1``."""
+def cohere_routes(
+    models: Registry, settings: ApiSettings, base: str, claims: Sequence[Claim] = ()
+) -> Iterator[Route]:
+    """The routes of version 1, under ``/v1``.
+
+    Args:
+        models: what is served.
+        settings: limits of requests.
+        base: where.
+        claims: bodies at `/rerank` that are other dialects'.
+    """
     dialect = CohereDialect()
     yield Route(
         "POST",
         f"{base}/rerank",
-        RerankRoute(models, settings, rerank_json),
+        ByField(RerankRoute(models, settings, rerank_json), settings.max_body_bytes, *claims),
         dialect,
         summary="Order documents by relevance (Cohere, Jina, vLLM; Voyage's answer where `top_k` is there)",
         request=RerankBody,

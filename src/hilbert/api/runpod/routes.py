@@ -17,14 +17,13 @@ import orjson
 
 from hilbert.api.body import BodyDecoder, MalformedRequest
 from hilbert.api.call import Call, Reply, inner_call
-from hilbert.api.cohere.errors import CohereDialect
 from hilbert.api.exchange import parsed
 from hilbert.api.gate import Gate
-from hilbert.api.routing import Route
+from hilbert.api.routing import Claim, Route
 from hilbert.api.runpod.answer import Ask, answer, renamed
 from hilbert.api.runpod.errors import JobNotFound, RunpodDialect
 from hilbert.api.runpod.jobs import KEEP_SECONDS, KEEP_SYNC_SECONDS, Job, Jobs, State
-from hilbert.api.runpod.protocol import fields_of, is_rerank, rerank
+from hilbert.api.runpod.protocol import fields_of, rerank
 from hilbert.api.settings import ApiSettings
 
 # How long `/runsync` waits; then the job's state is the answer, and `/status` has the rest.
@@ -84,7 +83,22 @@ def runpod_routes(settings: ApiSettings, gate: Gate, ask: Ask) -> Iterator[Route
         )
         yield Route(method, "/stream/*", platform.stream, dialect, summary="A job's output (RunPod)")
         yield Route(method, "/v2/*", platform.endpoint, dialect)
-    yield Route("POST", "/openai/v1/rerank", platform.openai_rerank, CohereDialect())
+
+
+def runpod_rerank(settings: ApiSettings, ask: Ask) -> Claim:
+    """`/rerank` and `/v1/rerank` where a body says `docs`, as callers of RunPod's worker do."""
+    dialect = RunpodDialect()
+
+    async def rank(call: Call) -> Reply:
+        errand = await parsed(call, settings.max_body_bytes, lambda raw: rerank(fields_of(raw)))
+        inner = inner_call(errand.method, errand.path, errand.body, call.key, call.prefix)
+        reply = await ask(inner, dialect)
+        assert reply is not None, "the path is one of this server's own"
+        call.num_tokens += inner.num_tokens
+        body = renamed(reply.body, errand) if reply.status >= 400 else errand.to_output(reply.body)
+        return replace(reply, body=body)
+
+    return Claim("docs", rank, dialect)
 
 
 class Platform:
@@ -142,23 +156,6 @@ class Platform:
             if reply is not None:
                 return reply
         return RunpodDialect().no_route(call)
-
-    async def openai_rerank(self, call: Call) -> Reply:
-        """`/openai/v1/rerank` in the words of RunPod's worker, or else in Cohere's."""
-        raw = await call.body(self._max_body_bytes)
-        if not is_rerank(raw):
-            return await self._asked("/v1/rerank", raw, call)
-        errand = rerank(fields_of(raw))
-        reply = await self._asked(errand.path, errand.body, call)
-        body = renamed(reply.body, errand) if reply.status >= 400 else errand.to_output(reply.body)
-        return replace(reply, body=body)
-
-    async def _asked(self, path: str, body: bytes, call: Call) -> Reply:
-        inner = inner_call("POST", path, body, call.key, call.prefix)
-        reply = await self._ask(inner, CohereDialect())
-        assert reply is not None, "the path is one of this server's own"
-        call.num_tokens += inner.num_tokens
-        return reply
 
     async def _begin(self, call: Call, keep_seconds: float) -> Job:
         raw = await parsed(call, self._max_body_bytes, _read)
