@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
+import subprocess
 import time
 
 import numpy as np
 import pytest
-from client_house import array, encoded_answer, vector_of
+from client_house import Server, array, encoded_answer, vector_of
 
 from hilbert import errors
 
@@ -201,3 +203,21 @@ def test_nobody_there(embed) -> None:
     ) as caught:
         embed(["a"], client={"base_url": "http://127.0.0.1:9"})
     assert caught.value.status == 503 and time.monotonic() - began < 5
+
+
+def test_nobody_is_believed_without_a_certificate(embed, tmp_path) -> None:
+    key, chain = str(tmp_path / "key.pem"), str(tmp_path / "chain.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-keyout", key, "-out", chain, "-days", "2", "-subj", "/CN=hilbert"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(chain, key)
+    server = Server(tls)
+    try:
+        with pytest.raises(errors.ServerUnreachable, match=r"(?i)certificate"):
+            embed(["a"], client={"base_url": server.url})
+        assert not server.seen
+    finally:
+        server.close()
