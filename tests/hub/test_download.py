@@ -223,6 +223,7 @@ def test_server_errors_are_tried_again(hub: StandInHub, client: Client, model: P
     assert "commit" in client.run()
 
 
+@pytest.mark.slow
 def test_a_cut_transfer_goes_on_where_it_stopped(hub: StandInHub, client: Client, tmp_path: Path) -> None:
     # The client writes 10 MB at a time: the weights must be larger for a part to be kept.
     folder = tiny_model("bert", tmp_path / "big", intermediate_size=40_000)

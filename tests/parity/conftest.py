@@ -8,6 +8,20 @@ import pytest
 
 from hilbert.testing.tracing import traced_here
 
+# Encoders of two kinds of position and of two tokenizers, and a decoder. The graphs of the other families are
+# traced in the slow part; all families run on torch, whose programs the graphs are made of, in the quick one.
+_QUICK_GRAPHS = {"bert", "modernbert", "qwen3", "xlm-roberta"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes most of the suite's time and says least beyond its neighbours."""
+    for item in items:
+        told = getattr(getattr(item, "callspec", None), "params", {})
+        if getattr(item, "originalname", "") == "test_equals_sentence_transformers" and (
+            told["engine"] != "torch" and told["case"] not in _QUICK_GRAPHS
+        ):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def trace_in_this_process(request: pytest.FixtureRequest) -> Iterator[None]:
