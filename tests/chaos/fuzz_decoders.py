@@ -68,11 +68,11 @@ async def call(
     app: Any, method: str, path: str, body: bytes = b"", media_type: bytes = b"application/json"
 ) -> tuple[int, bytes, bytes]:
     """Status, media type and body of an answer."""
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[Any] = []
 
     async def receive() -> Any:
-        return next(messages, {"type": "http.disconnect"})
+        return messages.pop() if messages else await asyncio.get_running_loop().create_future()  # it stays
 
     async def send(message: Any) -> None:
         sent.append(message)

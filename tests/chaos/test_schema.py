@@ -61,7 +61,7 @@ def able() -> Iterator[str]:
 
 
 def test_every_answer_is_what_the_document_says(server: Server) -> None:
-    check_document(server.url, 2)
+    check_document(server.url, 1)
 
 
 @pytest.mark.chaos
@@ -77,7 +77,7 @@ def check_document(url: str, number: int) -> None:
     with requests.Session() as session:
         for found in schema.get_all_operations():
             operation = found.ok()
-            if operation.path.startswith("/admin"):
+            if operation.path.startswith(("/admin", "/openai/")):  # the latter is /v1 by another name
                 continue
             for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
                 try:

@@ -53,17 +53,18 @@ def test_sigterm_under_load_loses_no_accepted_request(static: str, times: int) -
             threads = [threading.Thread(target=guest.run) for guest in guests]
             for thread in threads:
                 thread.start()
-            time.sleep(0.6)
+            time.sleep(1.2)
             ended = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             for thread in threads:
                 thread.join(20)
                 assert not thread.is_alive()
             assert server.wait() == 0
-        before = [status for guest in guests for sent, status in guest.answers if sent < ended - 0.05]
-        after = [status for guest in guests for sent, status in guest.answers if sent >= ended - 0.05]
-        assert len(before) > 50 and set(before) == {200}
-        assert set(after) <= {200, 503, 0}
+        sent = [(moment - ended, status) for guest in guests for moment, status in guest.answers]
+        assert {status for moment, status in sent if moment < -0.6} == {200}
+        # What the server read after the signal is refused in words; only later are connections closed.
+        assert {status for moment, status in sent if moment < 0} <= {200, 503}
+        assert {status for _, status in sent} <= {200, 503, 0} and len(sent) > 100
 
 
 JUMPS = ("315360000", "-315360000", "3600", "-3600", "0")
