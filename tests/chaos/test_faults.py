@@ -71,6 +71,7 @@ def test_a_fault_costs_one_request_and_no_worker(server: Server, vectors: list[o
 @pytest.mark.parametrize("fault", RESTART)
 def test_a_lost_worker_costs_one_request_and_shows(server: Server, vectors: list[object], fault: str) -> None:
     (worker,) = server.children
+    lost = server.metric("hilbert_worker_restarts_total")
     with Readiness(server) as readiness:
         (guilty, seconds), *others = in_one_batch(server, RESTART[fault])
         until(lambda: server.get("/readyz").status_code == 200, "it is ready again", 40)
@@ -79,6 +80,7 @@ def test_a_lost_worker_costs_one_request_and_shows(server: Server, vectors: list
     check_others(others, vectors)
     assert readiness.seen[0] == 200 and 503 in readiness.seen
     assert not is_alive(worker) and len(server.children) == 1
+    assert server.metric("hilbert_worker_restarts_total") >= lost + 2  # in company, and alone
 
 
 @pytest.mark.parametrize("mark", [dangerous.BROKEN, dangerous.PANICKING], ids=["raises", "panics"])

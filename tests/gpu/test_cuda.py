@@ -64,3 +64,14 @@ def test_neighbours_change_nothing(tmp_path: Path) -> None:
     together = run(runtime, spec, batch)
     backwards = run(runtime, spec, batch[::-1])[::-1]
     np.testing.assert_allclose(backwards, together, atol=1e-3)
+
+
+def test_the_devices_memory_is_told(tmp_path: Path) -> None:
+    from hilbert.runtimes.memory import device_memory
+
+    runtime = load_runtime(
+        resolve(str(tiny_model("bert", tmp_path / "model"))), RuntimeSettings(device="cuda")
+    )
+    used, total = device_memory([runtime.info.device])
+    assert 0 < used < total > 1 << 30
+    runtime.close()

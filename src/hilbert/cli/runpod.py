@@ -76,7 +76,7 @@ def work(settings: ServerSettings, worker: WorkerProcess | None, sdk_words: Sequ
         ServingError: a model cannot be served.
         SystemExit: the SDK has ended, after a test.
     """
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, is_json=settings.json_output)
     signal.signal(signal.SIGTERM, _end)
     started = time.monotonic()
     backend = Backend(settings, worker)
