@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 RAISE, PANIC, ALLOCATE, DOES_NOT_FIT, NAN, HANG, SEGFAULT, SLOW = range(5, 13)
-SLOW_SECONDS = 0.6
+SLOW_SECONDS = 0.3
 SECONDS_PER_BATCH = float(os.environ.get("CHAOS_SECONDS_PER_BATCH", "0"))
 # Texts with these never become tokens.
 BROKEN, PANICKING = "☠", "☢"

@@ -37,11 +37,15 @@ def vectors(server: Server) -> list[object]:
     return [row["embedding"] for row in server.post(GOOD).json()["data"]]  # type: ignore[arg-type]
 
 
-def check_others(answers: list, vectors: list[object]) -> None:
+def check_others(answers: list, vectors: list[object], *, may_be_late: bool = False) -> None:
+    """They have their vectors. Where no new worker came in time (of a busy machine), they may come again."""
     for (reply, seconds), vector in zip(answers, vectors, strict=True):
+        assert seconds < LIMIT_SECONDS
+        if may_be_late and reply.status_code == 503:
+            assert reply.json()["error"]["code"] == "worker_lost" and reply.headers["retry-after"]
+            continue
         assert reply.status_code == 200, reply.text
         assert reply.json()["data"][0]["embedding"] == vector
-        assert seconds < LIMIT_SECONDS
 
 
 def in_one_batch(server: Server, token: int) -> list:
@@ -77,7 +81,7 @@ def test_a_lost_worker_costs_one_request_and_shows(server: Server, vectors: list
         until(lambda: server.get("/readyz").status_code == 200, "it is ready again", 40)
     assert guilty.status_code == 500 and "twice" in guilty.json()["error"]["message"], guilty.text
     assert seconds < LIMIT_SECONDS
-    check_others(others, vectors)
+    check_others(others, vectors, may_be_late=True)
     assert readiness.seen[0] == 200 and 503 in readiness.seen
     assert not is_alive(worker) and len(server.children) == 1
     assert server.metric("hilbert_worker_restarts_total") >= lost + 2  # in company, and alone
