@@ -1,6 +1,6 @@
 """Texts per second of a client: our SDK, the `openai` SDK, and plain `requests`, on the same server.
 
-    python bench/sdk.py [--texts 20000] [--rounds 3] [--model FOLDER]
+    python bench/sdk.py [--texts 20000] [--rounds 3] [--model FOLDER] [--quick]
 
 Starts `hilbert serve`, hands 20,000 short texts to each client in turn, and prints JSON: texts per second and
 the processor time of the client, medians over the rounds. `openai` and `requests` are used as their pages
@@ -104,12 +104,14 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", help="folder of another than the bundled one")
+    parser.add_argument("--quick", action="store_true", help="whether it works: 2,000 texts, one round")
     asked = parser.parse_args()
-    workload = short(Corpus(bundled_model() / "tokenizer.json"), asked.texts)
+    num_texts, num_rounds = (2000, 1) if asked.quick else (asked.texts, asked.rounds)
+    workload = short(Corpus(bundled_model() / "tokenizer.json"), num_texts)
     extra = ["--model-id", asked.model] if asked.model else []
     busy = busy_share()
     with running(hilbert_server(*extra)) as live:
-        clients = measure(f"http://127.0.0.1:{live.port}", workload.texts, asked.rounds)
+        clients = measure(f"http://127.0.0.1:{live.port}", workload.texts, num_rounds)
     name = Path(asked.model).name if asked.model else "all-MiniLM-L6-v2"
     told = {"machine": describe(), "commit": commit(), "busy_before": round(busy, 2), "model": name}
     print(json.dumps({**told, "workload": workload.describe(), "clients": clients}, indent=1))
