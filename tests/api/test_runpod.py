@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import openai
@@ -172,12 +173,20 @@ def test_without_the_flag_there_is_no_platform(server) -> None:
     assert server.get("/v2/any/health").status_code == 404
 
 
+@contextmanager
+def letting_go(runtime: FakeRuntime) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        runtime.let_go()
+
+
 def test_jobs_wait_are_cancelled_and_belong_to_their_key(processor, served_with, tmp_path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("tok_a tokens=60 # alice\ntok_b # bob\n")
     runtime = FakeRuntime(384, hang_on_token=101)  # [CLS]: every batch waits for `let_go`
     settings = ApiSettings(runpod_api=True, runpod_max_concurrency=2, keys_file=str(keys))
-    with served_with(processor, settings=settings, runtime=runtime) as server:
+    with served_with(processor, settings=settings, runtime=runtime) as server, letting_go(runtime):
 
         def ask(token: str, method: str, path: str, body: Any = None) -> Any:
             headers = {"authorization": f"Bearer {token}"}
