@@ -43,7 +43,7 @@ def address_of(server: Server) -> tuple[str, int]:
     return "127.0.0.1", int(server.url.rpartition(":")[2])
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> float:
+def until(condition: Callable[[], bool], what: str, seconds: float = 40.0) -> float:
     """Wait until something has become true; returns how long that took."""
     start = time.monotonic()
     while not condition():
