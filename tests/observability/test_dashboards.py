@@ -93,7 +93,7 @@ class Prometheus:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         config = folder / "prometheus.yml"
         config.write_text(
-            "global: {scrape_interval: 250ms, evaluation_interval: 500ms}\n"
+            "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
             f"rule_files: ['{RULES}']\n"
             "scrape_configs:\n- job_name: hilbert\n"
             f"  static_configs: [{{targets: ['{target}']}}]\n"
@@ -161,21 +161,19 @@ def until(is_so: Any, what: str, seconds: float = 30) -> None:
 @pytest.mark.slow
 def test_every_expression_has_an_answer_under_load(watched: tuple[Server, Prometheus]) -> None:
     _, prometheus = watched
-    expressions = asked_by_the_board() + asked_by_the_alerts()
-    silent: list[str] = []
+    silent = asked_by_the_board() + asked_by_the_alerts()
 
-    def all_answer() -> bool:
-        silent[:] = [e for e in expressions if not any(v == v for v in prometheus.values(e))]
+    def all_have_answered() -> bool:  # once each: on a busy machine a scrape comes late, and gauges go stale
+        silent[:] = [e for e in silent if not any(v == v for v in prometheus.values(e))]
         return not silent
 
     try:
-        until(all_answer, "all answers", 20)
+        until(all_have_answered, "all answers", 40)
     finally:
         assert silent == []
     for variable in BOARD["templating"]["list"]:
         if found := re.fullmatch(r"label_values\((\w+), (\w+)\)", variable.get("definition", "")):
-            assert all(found[2] in s["metric"] for s in prometheus.ask("query", query=found[1])["result"])
-            assert prometheus.ask("query", query=found[1])["result"]
+            until(lambda found=found: prometheus.values(f'{found[1]}{{{found[2]}!=""}}'), found[0])
     assert set(prometheus.ask("label/model/values")) >= {"one", "two"}
     assert sum(prometheus.values("rate(hilbert_tokens_total[1m])")) > 0
     (group,) = prometheus.ask("rules")["groups"]
