@@ -74,11 +74,13 @@ def test_litellm_huggingface(world: World) -> None:
 
 
 @pytest.mark.row(CLIENT, "an invalid input, overload, a wrong key: its exceptions")
-def test_litellm_errors(world: World) -> None:
+def test_litellm_errors(world: World, monkeypatch) -> None:
     v1 = {"api_base": f"{world.guarded}/v1", "model": "openai/minilm", "max_retries": 0}
     with pytest.raises(litellm.BadRequestError):
         litellm.embedding(input=[], api_key=world.key, **v1)
     with pytest.raises(litellm.AuthenticationError):
         litellm.embedding(input=["a"], api_key="wrong", **v1)
+    # Its own default; to litellm a `max_retries` of 0 means that.
+    monkeypatch.setattr(litellm, "DEFAULT_MAX_RETRIES", 0)
     with world.full(), pytest.raises(litellm.RateLimitError):
         litellm.embedding(input=["a"], api_key=world.key, **v1)
