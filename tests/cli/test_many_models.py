@@ -152,6 +152,21 @@ def test_load_timeout(start, tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_nobody_waits_for_the_trace_of_another_model(start, static, tmp_path) -> None:
+    model = str(tiny_model("bert", tmp_path / "bert"))
+    server = start("-m", model, "-m", static, "--no-preload", "--cache-dir", str(tmp_path / "c"))
+    names = list(models_of(server))
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(server.post, ["a"], model=names[0])
+        time.sleep(0.5)
+        for _ in range(2):
+            assert server.post(["a"], model=names[1]).status_code == 200
+            asked = httpx2.post(server.url + "/admin/models/unload", json={"model": names[1]}, timeout=30)
+            assert asked.status_code == 200
+        assert not slow.done()  # tracing takes as long as importing torch at least
+        assert slow.result().status_code == 200
+
+
 def test_pooling(start, tmp_path, cache) -> None:
     model = str(tiny_model("bert", tmp_path / "bert", pooling="mean"))
     rows = [

@@ -51,11 +51,10 @@ def trace(
         ModelError: it cannot be loaded or traced, or the child died of it.
     """
     order = ExportOrder(spec, str(folder), dtype, NUM_GROUPS, trust_remote_code, target)
-    tracer = _shared.get()
-    if tracer is None or (spec.remote_code and trust_remote_code):
-        with Tracer() as own:
-            return own.trace(order)
-    return tracer.trace(order)
+    tracer = _shared.get() or Tracer()
+    # Without `one_child` a child for this one is as good as a shared one.
+    is_alone = _shared.get() is None or (spec.remote_code and trust_remote_code)
+    return tracer.trace(order, is_alone=is_alone)
 
 
 @contextmanager
@@ -88,12 +87,19 @@ class Tracer:
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
 
-    def trace(self, order: ExportOrder) -> dict[str, Any]:
+    def trace(self, order: ExportOrder, *, is_alone: bool = False) -> dict[str, Any]:
         """Have one model traced.
+
+        Args:
+            order: which, and where to.
+            is_alone: in a child that sees no other model.
 
         Raises:
             ModelError: what the child says, or that it ended.
         """
+        if is_alone:
+            with Tracer() as own:
+                return own.trace(order)
         with self._lock:
             answer = self._ask(msgspec.json.encode(order))
             if answer is None:

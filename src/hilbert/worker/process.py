@@ -3,8 +3,8 @@
 It decides nothing about requests (the engine does) and nothing about restarts (the front does). It
 knows how to build an engine from an order, and that it must not outlive its front.
 
-Threads: the main thread reads frames; one loader thread builds and unloads engines in the order in
-which it was told, while the others serve; the engines' own threads write the answers. An error that
+Threads: the main thread reads frames; two others build and unload engines, one at a time (`orders.py`),
+while the rest serve; the engines' own threads write the answers. An error that
 nobody expected ends the process: the front starts a new one and sends everything again, which beats a
 worker that is half alive.
 """
@@ -16,7 +16,6 @@ import gc
 import importlib
 import logging
 import os
-import queue
 import socket
 import sys
 import threading
@@ -30,11 +29,10 @@ import hilbert
 from hilbert.config.machine import give_memory_back, resident_bytes
 from hilbert.core import Batch, BatchOutput, ModelSpec, Output, Request
 from hilbert.engine import BatchStats, Device, Engine, has_rows, start_engine
-from hilbert.errors import EngineError, ServingError, WorkerLost
+from hilbert.errors import EngineError, ServingError, ShuttingDown, WorkerLost
 from hilbert.logs import log_to_stderr
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.memory import device_memory
-from hilbert.runtimes.tracing import Tracer, one_child
 from hilbert.worker.answers import encode_result
 from hilbert.worker.frames import (
     BatchReport,
@@ -61,6 +59,7 @@ from hilbert.worker.frames import (
     memoryview_bytes,
 )
 from hilbert.worker.journal import NO_LANE, NUM_LANES, Journal
+from hilbert.worker.orders import EXIT_BROKEN, Orders, TraceNeeded
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,6 @@ MakeRuntime = Callable[[ModelSpec, RuntimeSettings], Runtime[Any]]
 _JOIN_BYTES = 64 << 10
 _MAX_BUFFERS = 512  # IOV_MAX is 1024 on Linux and macOS
 # Exit statuses; the front only tells them from 0.
-_EXIT_BROKEN = 70
 _EXIT_DEVICE_LOST = 75
 
 
@@ -83,7 +81,7 @@ def run(fd: int, journal_fd: int, runtime_factory: str | None, preload: Sequence
         runtime_factory: ``"module:function"`` instead of `runtimes.load_runtime`.
         preload: modules to import right away.
     """
-    status = _EXIT_BROKEN
+    status = EXIT_BROKEN
     try:
         channel = Channel(socket.socket(fileno=fd))
         channel.send(encode(Kind.HELLO, Hello(os.getpid(), hilbert.__version__)))
@@ -231,7 +229,7 @@ class Worker:
     Args:
         channel: to the front.
         journal: shared with the front.
-        make_runtime: builds a runtime; runs on the loader thread.
+        make_runtime: builds a runtime; runs on the threads of `Orders`.
     """
 
     def __init__(self, channel: Channel, journal: Journal, make_runtime: MakeRuntime) -> None:
@@ -241,14 +239,14 @@ class Worker:
         self._free_lanes = list(range(NUM_LANES - 1, -1, -1))
         self._devices: dict[str, Device] = {}
         self._models: dict[int, _Model] = {}
-        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._tracer = Tracer(has_more=lambda: not self._orders.empty())
-        self._loader = threading.Thread(target=self._obey, name="loader", daemon=True)
+        self._orders = Orders()
+        self._traced: set[int] = set()  # models whose trace is waited for
+        self._dropped: set[int] = set()  # those of them that were unloaded meanwhile
         self._outbox = threading.local()  # answers of the batch that this thread is delivering
 
     def serve(self) -> None:
         """Read orders until the front hangs up or says goodbye."""
-        self._loader.start()
+        self._orders.start()
         reader = FrameReader()
         while num_bytes := self._channel.receive_into(reader.get_buffer()):
             for frame in reader.received(num_bytes):
@@ -341,35 +339,38 @@ class Worker:
         logger.error("worker %d ends: %s", os.getpid(), error)
         os._exit(_EXIT_DEVICE_LOST)
 
-    # -- models, on the loader thread -------------------------------------------------------------
-
-    def _obey(self) -> None:
-        try:
-            with one_child(self._tracer):
-                while (order := self._orders.get()) is not None:
-                    order()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(_EXIT_BROKEN)
+    # -- models, one at a time (see `Orders`) ------------------------------------------------------
 
     def _load(self, order: Load) -> None:
         began = monotonic()
+        if order.model in self._dropped:
+            self._dropped.discard(order.model)
+            self._answer_load(order, ShuttingDown(f"model {order.key} was unloaded before it was there"))
+            return
         try:
             runtime = WatchedRuntime(
                 self._make_runtime(decode_spec(order), order.settings), self._journal, self._free_lanes
             )
             engine = self._start_engine(order, runtime)
+        except TraceNeeded:
+            self._traced.add(order.model)
+            raise
         except Exception as error:
             if not isinstance(error, ServingError):
                 traceback.print_exc()
-            self._channel.send(encode(Kind.LOADED, Loaded(order.model, error=encode_error(error))))
+            self._traced.discard(order.model)
+            self._answer_load(order, error)
             return
-        finally:
-            if self._orders.empty():
-                self._tracer.close()
+        self._traced.discard(order.model)
         self._models[order.model] = _Model(engine, runtime)
         logger.info("worker %d has loaded %s in %.2f s", os.getpid(), order.key, monotonic() - began)
         self._channel.send(encode(Kind.LOADED, Loaded(order.model, info=runtime.info)))
+        if order.model in self._dropped:
+            self._dropped.discard(order.model)
+            self._drop(order.model)
+
+    def _answer_load(self, order: Load, error: Exception) -> None:
+        self._channel.send(encode(Kind.LOADED, Loaded(order.model, error=encode_error(error))))
 
     def _start_engine(self, order: Load, runtime: WatchedRuntime) -> Engine[Any]:
         return start_engine(
@@ -382,14 +383,19 @@ class Worker:
         )
 
     def _unload(self, order: Unload) -> None:
-        model = self._models.pop(order.model, None)
+        if order.model in self._traced:
+            self._dropped.add(order.model)
+        self._drop(order.model)
+        self._channel.send(encode(Kind.UNLOADED, order))
+
+    def _drop(self, number: int) -> None:
+        model = self._models.pop(number, None)
         if model is not None:
             model.engine.stop()
             model.runtime.close()
             del model
             gc.collect()
             give_memory_back()
-        self._channel.send(encode(Kind.UNLOADED, order))
 
     def _shut_down(self, order: Shutdown) -> None:
         deadline = monotonic() + order.drain_seconds
@@ -421,4 +427,4 @@ class _fatal:
         if error is not None:
             if not isinstance(error, BrokenPipeError | ConnectionResetError):  # then the front is gone
                 traceback.print_exception(error)
-            os._exit(_EXIT_BROKEN)
+            os._exit(EXIT_BROKEN)
