@@ -69,7 +69,13 @@ class Roster:
             ServingError: a new or changed model cannot be had; nothing has changed.
             ValueError: two models have one name or prefix; likewise.
         """
-        before = self.settings
+        before, residency = self.settings, self.memory.residency
+        budget = residency.budget_bytes if settings.memory == before.memory else self._budget(settings)
+        if budget < residency.floor_bytes:
+            raise ValueError(
+                f"memory is {settings.memory}, and the server takes {residency.floor_bytes / 1e6:.0f} MB "
+                "without any model; give more"
+            )
         old = {self.loader.models[entry.resident.key]: entry for entry in self.entries}
         by_name = {entry.name: entry for entry in self.entries}
         live = {name: getattr(settings, name) for name in ("models", *_LIVE)}
@@ -90,9 +96,7 @@ class Roster:
             for entry in made:
                 await self._retire(entry)
             raise
-        residency = self.memory.residency
-        if settings.memory != before.memory:
-            residency.budget_bytes = self._budget(settings)
+        residency.budget_bytes = budget
         residency.idle_unload_seconds = settings.idle_unload_seconds
         self.memory.load_timeout_seconds = settings.load_timeout
         self.memory.begin(self._kept(made))

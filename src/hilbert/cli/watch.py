@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from hilbert.cli.roster import Roster
 from hilbert.config import BadSetting, ServerSettings
+from hilbert.config.file import names_models
 from hilbert.errors import ServingError
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class ConfigWatch:
         self._read = read
         self._roster = roster
         self._seen = _content(path)
+        self._names_models = names_models(path)
 
     def status(self) -> dict[str, object]:
         """For `/admin/status`."""
@@ -68,18 +70,27 @@ class ConfigWatch:
 
     async def run(self) -> None:
         """Look until cancelled."""
+        before = self._seen
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             content = _content(self.state.path)
-            if content != self._seen:
+            # Two looks must agree: an editor that writes in place leaves half a file for a moment.
+            if content == before != self._seen:
                 self._seen = content
                 await self.apply()
+            before = content
 
     async def apply(self) -> None:
         """Read the file and serve what it says; when that cannot be done, nothing changes."""
         state = self.state
         try:
-            needs_restart = await self._roster.apply(self._read())
+            settings = self._read()
+            if self._names_models and not names_models(state.path):
+                raise BadSetting(
+                    f"{state.path} names no models any more; list them under `models:`, or stop the server"
+                )
+            needs_restart = await self._roster.apply(settings)
+            self._names_models = names_models(state.path)
         except (BadSetting, ServingError, ValueError) as error:
             state.error = str(error)
             state.num_refused += 1

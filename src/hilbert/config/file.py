@@ -53,6 +53,16 @@ def read_file(
     return parse_file(text, path, environ, model_options, server_options)
 
 
+def names_models(path: str) -> bool:
+    """Whether a file says which models are served; False where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            root = _yaml(file.read(), path)
+    except (OSError, UnicodeDecodeError, BadSetting):
+        return False
+    return isinstance(root, dict) and bool(root.get("models"))
+
+
 def parse_file(
     text: str,
     path: str,
