@@ -292,6 +292,11 @@ def test_config_show_check_and_schema(tmp_path) -> None:
     assert ["port", "9", "--port"] in rows and ["host", "::1", "HILBERT_HOST"] in rows
     assert "s3cret" not in shown.stdout and "********" in shown.stdout
     assert hilbert("config", "check", "--config", str(file)).stdout == "good: one\n"
+    file.write_text(f"models: [{{id: {tmp_path}/none}}]\nkeys_file: {tmp_path}/nowhere.txt\n")
+    wrong = hilbert("config", "check", "--config", str(file))
+    assert (
+        wrong.returncode == 2 and "models[0].id" in wrong.stderr and "keys_file (--keys-file)" in wrong.stderr
+    )
     file.write_text("port: nine")
     for argv in (("config", "check"), ("config", "show"), ("serve",)):
         wrong = hilbert(*argv, "--config", str(file))

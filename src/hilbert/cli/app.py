@@ -96,7 +96,11 @@ def show(context: typer.Context, config: ConfigFile = None) -> None:
 @config.command(context_settings=_PASSED_ON)
 def check(context: typer.Context, config: ConfigFile = None) -> None:
     """Say whether a server would start with these settings; exit status 2 if not."""
+    from hilbert.cli.missing import missing_files
+
     found = _effective(context, config).settings
+    if missing := missing_files(found):
+        raise BadSetting("; ".join(missing))
     names = ", ".join(model.name for model in found.models)
     typer.echo(f"good: {names}")
 

@@ -92,7 +92,8 @@ def _of_snapshot(cached: Cached, model_id: str, trust_remote_code: bool) -> Mode
     return msgspec.structs.replace(spec, digest=combined({"commit": cached.commit}))
 
 
-def _is_folder_name(model_id: str) -> bool:
+def is_folder_name(model_id: str) -> bool:
+    """Whether an id can only mean a folder of this machine, as no hub has such names."""
     return model_id.startswith((".", "/", "~")) or "\\" in model_id or model_id.count("/") > 1
 
 
@@ -129,7 +130,7 @@ def resolve(
     folder = Path(model_id).expanduser()
     if folder.is_dir():
         return _of_folder(folder, model_id, trust_remote_code, own_cache)
-    if _is_folder_name(model_id) or folder.exists():
+    if is_folder_name(model_id) or folder.exists():
         raise ModelUnavailable(f"There is no model folder {model_id!r} here (seen from {os.getcwd()}).")
 
     wanted = revision or DEFAULT_REVISION
@@ -201,7 +202,7 @@ def pull(
     own_cache: str | Path | None = None,
 ) -> ModelSpec:
     """As `resolve`, but asks the hub first: a moved branch is followed. Arguments and errors as there."""
-    if model_id == "bundled" or Path(model_id).expanduser().is_dir() or _is_folder_name(model_id):
+    if model_id == "bundled" or Path(model_id).expanduser().is_dir() or is_folder_name(model_id):
         return resolve(model_id, revision=revision, trust_remote_code=trust_remote_code, own_cache=own_cache)
     wanted = revision or DEFAULT_REVISION
     check_names(model_id, wanted)
