@@ -59,7 +59,7 @@ def test_code_that_a_model_brings_runs_in_a_child_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Tracer] = []
-    monkeypatch.setattr(Tracer, "trace", lambda self, order: asked.append(self) or {})
+    monkeypatch.setattr(Tracer, "_ask", lambda self, order: asked.append(self) or {"program": {}})
     spec = spec_of(tmp_path, 0)
     own = msgspec.structs.replace(spec, remote_code="modeling_own.py")
     with one_child() as shared:
