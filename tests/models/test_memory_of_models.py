@@ -293,6 +293,27 @@ def test_unload_reload_and_retire(processor) -> None:
     run(scene())
 
 
+def test_what_leaves_while_another_loads_is_not_taken_from_its_size(processor) -> None:
+    async def scene() -> None:
+        hotel = Hotel(processor, 3, "a", "b")
+        await hotel.ask("a")
+        is_loading, may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(name: str) -> None:
+            is_loading.set()
+            await may_go_on.wait()
+
+        hotel.loader.act = slowly
+        coming = asyncio.create_task(hotel.ask("b"))
+        await is_loading.wait()
+        await hotel.memory.unload(hotel["a"])
+        may_go_on.set()
+        await coming
+        assert hotel.loader.sizes["b"] == 10 * MB
+
+    run(scene())
+
+
 def test_the_end_answers_whoever_waits(processor) -> None:
     async def scene() -> None:
         hotel = Hotel(processor, 1, "a")

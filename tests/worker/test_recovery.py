@@ -281,6 +281,16 @@ class TestGivingUp:
         await until(lambda: bad.health is Health.FAILED, "it is left out")
         await until(lambda: house.model.health is Health.READY, "the other is not")
 
+    async def test_a_model_that_is_traced_is_not_blamed_for_the_one_that_is_built(self, house, tmp_path):
+        trap, traced = tmp_path / "trap", tmp_path / "traced"
+        trap.touch()
+        slow = asyncio.create_task(house.load("slow", traced_when=str(traced)))
+        await house.embed([1])  # "slow" comes first
+        with pytest.raises(EngineError, match="died 2 times while it loaded bad"):
+            await house.load("bad", die_while_exists=str(trap))
+        traced.touch()
+        await house.embed([1], model=await asyncio.wait_for(slow, 10))
+
     async def test_another_version_is_refused(self, open_house, monkeypatch):
         """After an upgrade under a running server, a new worker may be another program."""
         import hilbert

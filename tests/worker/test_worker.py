@@ -160,6 +160,18 @@ class TestModels:
             await house.embed([1], model=big)
         await house.embed([2])
 
+    async def test_unloaded_while_it_is_traced(self, house, tmp_path):
+        traced = tmp_path / "traced"
+        slow = asyncio.create_task(house.load("slow", traced_when=str(traced), ballast_bytes=200 << 20))
+        await house.embed([1])
+        await house.supervisor.unload("slow")
+        with pytest.raises(ShuttingDown, match="slow is being unloaded"):
+            await slow
+        traced.touch()
+        await house.load("other")  # what came while the first one was traced was built at once
+        await house.load("traced", traced_when=str(traced))  # and this after it
+        await until(lambda: 0 < house.supervisor.resident_bytes < 150 << 20, "nothing of it is left")
+
     async def test_a_name_is_taken_once(self, house):
         with pytest.raises(EngineError, match="already"):
             await house.load("model")

@@ -17,7 +17,9 @@ import numpy as np
 
 from hilbert.core import ModelSpec, OutputType
 from hilbert.errors import UnsupportedArchitecture, WorkerLost
+from hilbert.runtimes import tracing
 from hilbert.runtimes.base import RuntimeSettings
+from hilbert.runtimes.tracing import Tracer
 from hilbert.testing.runtime import FakeRuntime
 
 SEGFAULT, EXIT, HANG, KEEP_GIL, RAISE, DEVICE_LOST, SLOW, ABORT = range(900_001, 900_009)
@@ -59,6 +61,8 @@ def make(spec: ModelSpec, settings: RuntimeSettings) -> DangerousRuntime:
     if path := config.get("wait_for"):
         while not Path(path).exists():
             time.sleep(0.01)
+    if path := config.get("traced_when"):
+        trace_when(spec, Path(path))
     if path := config.get("start_child"):
         Path(path).write_text(str(subprocess.Popen(["sleep", "1000"]).pid))
     if size := config.get("allocate_bytes"):
@@ -76,3 +80,15 @@ def make(spec: ModelSpec, settings: RuntimeSettings) -> DangerousRuntime:
     if size := config.get("ballast_bytes"):
         runtime.ballast = os.urandom(1) * size
     return runtime
+
+
+def trace_when(spec: ModelSpec, path: Path) -> None:
+    """What the load of a model without a cached graph does; the trace ends when the file is there."""
+
+    def trace(self: Tracer, order: object, *, is_alone: bool = False) -> dict[str, object]:
+        while not path.exists():
+            time.sleep(0.01)
+        return {}
+
+    Tracer.trace = trace  # type: ignore[method-assign]
+    tracing.trace(spec, "float32", Path(), False)

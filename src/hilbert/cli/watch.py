@@ -58,7 +58,7 @@ class ConfigWatch:
         self._read = read
         self._roster = roster
         self._seen = _content(path)
-        self._names_models = names_models(path)
+        self._names_models = names_models(self._seen or b"")
 
     def status(self) -> dict[str, object]:
         """For `/admin/status`."""
@@ -85,12 +85,13 @@ class ConfigWatch:
         state = self.state
         try:
             settings = self._read()
-            if self._names_models and not names_models(state.path):
+            still_names_models = names_models(self._seen or b"")
+            if self._names_models and not still_names_models:
                 raise BadSetting(
                     f"{state.path} names no models any more; list them under `models:`, or stop the server"
                 )
             needs_restart = await self._roster.apply(settings)
-            self._names_models = names_models(state.path)
+            self._names_models = still_names_models
         except (BadSetting, ServingError, ValueError) as error:
             state.error = str(error)
             state.num_refused += 1

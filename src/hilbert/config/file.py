@@ -53,12 +53,11 @@ def read_file(
     return parse_file(text, path, environ, model_options, server_options)
 
 
-def names_models(path: str) -> bool:
-    """Whether a file says which models are served; False where it cannot be read."""
+def names_models(content: bytes) -> bool:
+    """Whether a file with this content says which models are served; False where it says nothing legible."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            root = _yaml(file.read(), path)
-    except (OSError, UnicodeDecodeError, BadSetting):
+        root = _yaml(content.decode("utf-8-sig"), "")
+    except (UnicodeDecodeError, BadSetting):
         return False
     return isinstance(root, dict) and bool(root.get("models"))
 

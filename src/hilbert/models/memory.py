@@ -389,7 +389,7 @@ class Memory:
         if freed > resident.size_bytes:  # it has grown while it was used
             resident.size_bytes = freed
             self._loader.remember_size(entry, spec, freed)
-        # Nothing is built while something is dropped: whoever is loading is measured from here.
+        # A worker builds nothing while it drops something: whoever is loading is measured from here.
         self._used_before = self._loader.used_bytes()
         self.residency.gone(resident)
         entry.metrics.on_unload(self._stays[resident.key].reason)

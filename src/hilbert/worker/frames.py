@@ -100,7 +100,7 @@ class WireError(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, array_like=True):
-    """Exactly one of `info` and `error` is set."""
+    """`info` or `error`; neither while the model steps aside to be traced, and one of them follows."""
 
     model: int
     info: RuntimeInfo | None = None

@@ -343,8 +343,8 @@ class Worker:
 
     def _load(self, order: Load) -> None:
         began = monotonic()
-        if order.model in self._dropped:
-            self._dropped.discard(order.model)
+        if order.model in self._dropped:  # while its trace was waited for
+            self._settle(order.model)
             self._answer_load(order, ShuttingDown(f"model {order.key} was unloaded before it was there"))
             return
         try:
@@ -354,20 +354,26 @@ class Worker:
             engine = self._start_engine(order, runtime)
         except TraceNeeded:
             self._traced.add(order.model)
+            self._channel.send(encode(Kind.LOADED, Loaded(order.model)))
             raise
         except Exception as error:
             if not isinstance(error, ServingError):
                 traceback.print_exc()
-            self._traced.discard(order.model)
+            self._settle(order.model)
             self._answer_load(order, error)
             return
-        self._traced.discard(order.model)
         self._models[order.model] = _Model(engine, runtime)
         logger.info("worker %d has loaded %s in %.2f s", os.getpid(), order.key, monotonic() - began)
         self._channel.send(encode(Kind.LOADED, Loaded(order.model, info=runtime.info)))
-        if order.model in self._dropped:
-            self._dropped.discard(order.model)
+        if self._settle(order.model):
             self._drop(order.model)
+
+    def _settle(self, number: int) -> bool:
+        """No trace is waited for any more; whether the model was unloaded meanwhile."""
+        was_dropped = number in self._dropped
+        self._traced.discard(number)
+        self._dropped.discard(number)
+        return was_dropped
 
     def _answer_load(self, order: Load, error: Exception) -> None:
         self._channel.send(encode(Kind.LOADED, Loaded(order.model, error=encode_error(error))))

@@ -432,6 +432,9 @@ class Supervisor:
 
     def _on_loaded(self, link: Link, loaded: Loaded) -> None:
         self._ordered.remove(loaded.model)
+        if loaded.info is None and loaded.error is None:
+            self._ordered.append(loaded.model)  # the next one is being built now
+            return
         engine = self._by_number.get(loaded.model)
         if engine is not None:
             engine.num_lost_loads = 0
