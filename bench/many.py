@@ -178,8 +178,13 @@ def flood(seconds: float = 8.0) -> dict[str, Any]:
         flooding = Clients(url, ["m1"], 16, (60, 120), 16)
         time.sleep(1)
         beside = lone()
-        flooding.stop()
-    return {"alone": alone, "beside": beside, "p99_ratio": beside["p99_seconds"] / alone["p99_seconds"]}
+        flood = flooding.stop()
+    return {
+        "alone": alone,
+        "beside": beside,
+        "flood": flood,
+        "p99_ratio": beside["p99_seconds"] / alone["p99_seconds"],
+    }
 
 
 def main() -> None:
