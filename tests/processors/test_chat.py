@@ -67,12 +67,14 @@ def test_ids_are_those_of_the_reference(template: str, side: str, tmp_path: Path
 def test_a_query_that_was_cut_is_reported(template: str, tmp_path: Path) -> None:
     pairs = pair_processor(TextProcessor(hub.resolve(str(written(tmp_path, template)))))
     whole = pairs.encode("short", DOCUMENTS[:5], True, 1)
-    assert whole.num_kept == whole.num_query_tokens > 0
+    assert whole.query_cut is None
     cut = pairs.encode(LONG, DOCUMENTS[:1], True, 1)
-    assert 0 < cut.num_kept < cut.num_query_tokens
+    assert cut.query_cut is not None
+    num_query, num_kept = cut.query_cut
+    assert 0 < num_kept < num_query > 128
     beside = pairs.encode("short", DOCUMENTS, True, 1)
     # A long document costs a query that stands behind it, not one that stands before it.
-    assert (beside.num_kept == beside.num_query_tokens) == (template == PAIR_TEMPLATE)
+    assert (beside.query_cut is None) == (template == PAIR_TEMPLATE)
 
 
 def test_without_truncation_a_long_pair_is_refused_by_its_document(tmp_path: Path) -> None:
@@ -99,6 +101,34 @@ def test_a_template_may_be_told_not_to_keep_its_end(tmp_path: Path) -> None:
     for document, sequence in zip(DOCUMENTS, pairs.encode("a", DOCUMENTS, True, 1).sequences, strict=True):
         expected = theirs.preprocess([("a", document)])["input_ids"][0].tolist()
         assert sequence.input_ids.tolist() == expected
+
+
+class Counting:
+    """A tokenizer that remembers what it was given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.given: list[str] = []
+
+    def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+        self.given += texts
+        return self._tokenizer.encode_batch_fast(texts, **options)
+
+
+@pytest.mark.parametrize("template", [PAIR_TEMPLATE, DOCUMENT_FIRST], ids=range(2))
+def test_the_query_is_tokenized_once(template: str, tmp_path: Path) -> None:
+    texts = TextProcessor(hub.resolve(str(written(tmp_path, template))))
+    pairs = pair_processor(texts)
+    pairs.encode("warm", DOCUMENTS, True, 1)  # the template's end is measured once
+    texts.tokenizer = counting = Counting(texts.tokenizer)  # type: ignore[assignment]
+    query = "where is a free room?"
+    documents = ("", "A hotel.", "A house.", "été")
+    apart = pairs.encode(query, documents, True, 1).sequences
+    assert sum(text.count(query) for text in counting.given) == 1
+    assert sum(text.count("Find one that answers") for text in counting.given) == 1
+    for document, sequence in zip(documents, apart, strict=True):
+        (alone,) = pairs.encode(query, (document,), True, 1).sequences
+        assert alone.input_ids.tolist() == sequence.input_ids.tolist()
 
 
 def test_templates_run_in_a_sandbox() -> None:

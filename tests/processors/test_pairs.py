@@ -87,9 +87,11 @@ def test_cut_on_the_other_side(folder, reference):
 
 def test_a_query_that_was_cut_is_reported(pairs):
     whole = pairs.encode("short", DOCUMENTS, True, 1)
-    assert whole.num_kept == whole.num_query_tokens
+    assert whole.query_cut is None
     cut = pairs.encode(LONG, DOCUMENTS, True, 1)
-    assert 0 < cut.num_kept < cut.num_query_tokens
+    assert cut.query_cut is not None
+    num_query, num_kept = cut.query_cut
+    assert 0 < num_kept < num_query
 
 
 def test_without_truncation_a_long_pair_is_refused_by_its_document(pairs):

@@ -98,8 +98,8 @@ class PairWork:
         pairs = self._pairs.cutting(request.truncation_side).encode(
             request.query, documents, request.truncate is not False, request_id, request.prompt
         )
-        if pairs.num_kept < pairs.num_query_tokens:
-            self._warning = _cut_warning(pairs.num_query_tokens, pairs.num_kept)
+        if pairs.query_cut is not None:
+            self._warning = _cut_warning(*pairs.query_cut)
         return pairs.sequences
 
     def finish(self, output: Output, num_tokens: int, timing: Timing) -> RerankResult:

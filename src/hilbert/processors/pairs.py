@@ -2,7 +2,8 @@
 
 The ids and token types are those of the reference tokenizer's own pair encoding, with its truncation
 (`longest_first`); the query is tokenized once, the documents in one batch. Language models have a chat
-template instead, which may do anything with both texts: there each pair is tokenized whole.
+template instead, which may do anything with both texts: there the query is tokenized once with all else that
+the rendered pairs share, where the tokenizer allows it (`seams`), and each pair whole where it does not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from hilbert.processors.chat import FILLERS, ChatTemplate
 from hilbert.processors.frame import PairFrame, longest_first
 from hilbert.processors.naming import called
 from hilbert.processors.remember import remembered
-from hilbert.processors.text import TextProcessor, with_suffix
+from hilbert.processors.seams import Seams
+from hilbert.processors.text import TextProcessor, check_chars, refuse_invalid_unicode, with_suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,12 @@ class Pairs:
     """One sequence per document, and what became of the query.
 
     Attributes:
-        num_query_tokens: tokens of the whole query, without special ones.
-        num_kept: tokens of it in the pair where least of it is left.
+        query_cut: tokens of the whole query, without special ones, and of it in the pair where least is
+            left; None where all of it is in every pair.
     """
 
     sequences: tuple[Sequence, ...]
-    num_query_tokens: int
-    num_kept: int
+    query_cut: tuple[int, int] | None = None
 
 
 class PairProcessor(Protocol):
@@ -141,7 +142,7 @@ class TokenizerPairs:
             pair = np.concatenate([first, self._cut(ids, kept_document), self._frame.after])
             types = self._types(kept, kept_document) if self._has_types else None
             sequences.append(Sequence(request_id, index, pair, types))
-        return Pairs(tuple(sequences), num_query, num_kept)
+        return Pairs(tuple(sequences), (num_query, num_kept) if num_kept < num_query else None)
 
     def _head(self, query_ids: IntArray, kept: int) -> IntArray:
         return np.concatenate([self._frame.before, self._cut(query_ids, kept), self._frame.between])
@@ -170,6 +171,7 @@ class TemplatePairs:
         self._prompt = _default_prompt(texts)
         rendered = template.pair("alpha", "bravo")
         self._query_is_first = rendered.rfind("alpha") < rendered.rfind("bravo")
+        self._seams = Seams.of(texts.tokenizer)
         self._suffix = remembered(self._measure_suffix)
 
     def encode(
@@ -183,14 +185,14 @@ class TemplatePairs:
         """See `PairProcessor`."""
         prompt = self._prompt if prompt is None else prompt
         with called("query", is_list=False):
-            ((_, num_query),) = self._texts.contents([query], is_exact=True)
+            check_chars([query])
+            refuse_invalid_unicode(query, 0)
         with called("documents"):
             rendered = [self._template.pair(query, document, prompt) for document in documents]
-            contents = self._texts.contents(rendered, is_exact=True)
+            contents = self._contents(rendered)
         limit = self._texts.max_len
         if limit is None:
-            whole = (Sequence(request_id, index, ids) for index, (ids, _) in enumerate(contents))
-            return Pairs(tuple(whole), num_query, num_query)
+            return Pairs(tuple(Sequence(request_id, index, ids) for index, (ids, _) in enumerate(contents)))
         longest = max(num_tokens for _, num_tokens in contents)
         if longest > limit and not truncate:
             index = next(i for i, (_, num_tokens) in enumerate(contents) if num_tokens > limit)
@@ -200,15 +202,38 @@ class TemplatePairs:
             Sequence(request_id, index, with_suffix(ids, limit, suffix, cuts_left))
             for index, (ids, _) in enumerate(contents)
         )
-        num_cut = self._num_cut(query, prompt, longest, limit) if longest > limit else 0
-        return Pairs(sequences, num_query, max(0, num_query - num_cut))
+        return Pairs(sequences, self._query_cut(query, prompt, longest, limit) if longest > limit else None)
 
-    def _num_cut(self, query: str, prompt: str, longest: int, limit: int) -> int:
-        """Tokens that the longest pair's query loses: what the document behind it cannot make up for."""
-        if self._query_is_first is self._texts.truncates_left:
-            return longest - limit
-        ((_, num_tokens),) = self._texts.contents([self._template.pair(query, "", prompt)], is_exact=True)
-        return max(0, num_tokens - limit)
+    def _contents(self, rendered: AbstractSequence[str]) -> list[tuple[IntArray, int]]:
+        """As `TextProcessor.contents`; what all pairs share is tokenized once."""
+        head, tail = self._seams.shared(rendered)
+        if not head and not tail:
+            return self._texts.contents(rendered, is_exact=True)
+        check_chars(rendered)
+        first, last = rendered[0][:head], rendered[0][len(rendered[0]) - tail :]
+        ((before, num_before), (after, num_after)) = self._texts.contents([first, last], is_exact=True)
+        between = [pair[head : len(pair) - tail] for pair in rendered]
+        contents = []
+        for ids, num_tokens in self._texts.contents(between, is_exact=True):
+            whole = np.concatenate([before, ids, after])
+            contents.append((self._kept(whole), num_before + num_tokens + num_after))
+        return contents
+
+    def _kept(self, ids: IntArray) -> IntArray:
+        limit = self._texts.max_len
+        if limit is None or len(ids) <= limit:
+            return ids
+        return ids[len(ids) - limit :] if self._texts.truncates_left else ids[:limit]
+
+    def _query_cut(self, query: str, prompt: str, longest: int, limit: int) -> tuple[int, int] | None:
+        """See `Pairs`. The longest pair's query loses what the document behind it cannot make up for."""
+        ((_, num_query),) = self._texts.contents([query], is_exact=True)
+        num_cut = longest - limit
+        if self._query_is_first is not self._texts.truncates_left:
+            alone = [self._template.pair(query, "", prompt)]
+            ((_, num_tokens),) = self._texts.contents(alone, is_exact=True)
+            num_cut = num_tokens - limit
+        return (num_query, max(0, num_query - num_cut)) if num_cut > 0 and num_query else None
 
     def _measure_suffix(self, prompt: str) -> IntArray:
         return self._texts.suffix_of([self._template.pair(filler, filler, prompt) for filler in FILLERS])

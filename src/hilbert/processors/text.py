@@ -252,7 +252,7 @@ class TextProcessor:
         Raises:
             InvalidInput: the text is not valid Unicode, or holds tokens outside the vocabulary.
         """
-        _refuse_invalid_unicode(text, index)
+        refuse_invalid_unicode(text, index)
         encoding = self.tokenizer.encode_batch([text], add_special_tokens=False)[0]
         pieces = _in_order(encoding, self.truncates_left)
         ids = np.array([i for piece in pieces for i in piece.ids], dtype=np.int32)
@@ -335,7 +335,7 @@ class TextProcessor:
         prompt = resolve_prompt(self.spec, EmbedRequest(tuple(texts), prompt_name=prompt_name))
         check_chars(texts, len(prompt))
         for index, text in enumerate(texts):
-            _refuse_invalid_unicode(text, index)
+            refuse_invalid_unicode(text, index)
         prompted = self._prompted(texts, prompt, None)
         return self._speller().spell(prompted, is_framed=is_framed and not self._is_bare)
 
@@ -494,7 +494,7 @@ class TextProcessor:
             return self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=is_framed)
         except TypeError:
             for index, text in enumerate(texts, start=first_index):
-                _refuse_invalid_unicode(text, index)
+                refuse_invalid_unicode(text, index)
             raise
 
     def _refuse_too_long(self, encodings: list[Encoding], limit: int, first_index: int) -> None:
@@ -708,7 +708,12 @@ def _tokenizer_config(spec: ModelSpec) -> dict[str, Any]:
     return {}
 
 
-def _refuse_invalid_unicode(text: str, index: int) -> None:
+def refuse_invalid_unicode(text: str, index: int) -> None:
+    """Refuse a text that no tokenizer takes.
+
+    Raises:
+        InvalidInput: it holds a lone surrogate.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
