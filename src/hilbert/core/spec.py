@@ -166,6 +166,7 @@ class MultivectorSpec(msgspec.Struct, frozen=True):
         skip_ids: token ids whose vectors a document leaves out (punctuation).
         expansion_len: tokens that a query has at least, where it is filled.
         skips_queries: queries leave out `skip_ids`, too.
+        markers: what stands before queries and documents and is one token where the vocabulary has it.
     """
 
     query_len: int
@@ -175,6 +176,7 @@ class MultivectorSpec(msgspec.Struct, frozen=True):
     skip_ids: tuple[int, ...] = ()
     expansion_len: int = 0
     skips_queries: bool = False
+    markers: tuple[str, ...] = ()
 
 
 class ChatSpec(msgspec.Struct, frozen=True):

@@ -26,16 +26,32 @@ from hilbert.core import (
 )
 from hilbert.errors import ModelError
 from hilbert.hub.chain import ModuleEntry, Unsupported, read_chain
-from hilbert.hub.files import read_json, read_object, safe_folder
+from hilbert.hub.files import read_json, read_object, safe_folder, tensor_shapes
 from hilbert.hub.lengths import max_model_len
 
 # bge-m3 ships two linear layers beside its transformer.
 M3_SPARSE = "sparse_linear.pt"
 M3_VECTORS = "colbert_linear.pt"
 MULTIVECTOR_TYPES = ("MultiVectorEncoder", "ColBERT")
-# What PyLate takes where a repository says nothing.
+# Modules of PyLate that MultiVectorEncoder takes for its own.
+_PYLATE_MODULES = {"pylate.models.Dense.Dense": "Dense"}
+# What sentence-transformers takes where a repository of PyLate or of Stanford's ColBERT says nothing.
 QUERY_LEN = 32
-DOCUMENT_LEN = 180
+STANFORD_DIMENSION = 128
+# By any of these it knows settings of PyLate, where queries are filled unless something else is said.
+PYLATE_SETTINGS = frozenset(
+    {
+        "query_length",
+        "document_length",
+        "query_expansion",
+        "do_query_expansion",
+        "attend_to_expansion_tokens",
+        "attend_to_mask_tokens",
+        "query_prefix",
+        "document_prefix",
+        "skiplist_words",
+    }
+)
 
 
 class _Vocabulary(msgspec.Struct):
@@ -133,6 +149,16 @@ def read_router(
     tokenizer = read_object(snapshot / folder / "tokenizer_config.json")
     max_len = max_model_len({}, tokenizer.get("model_max_length"))
     return tuple(entries), StaticQueriesSpec(folder, max_len, is_default=default == "query")
+
+
+def with_known_names(entries: Sequence[ModuleEntry], settings: dict[str, Any]) -> tuple[ModuleEntry, ...]:
+    """The modules of a repository, those of PyLate under the names of sentence-transformers."""
+    if settings.get("model_type") not in MULTIVECTOR_TYPES:
+        return tuple(entries)
+    return tuple(
+        msgspec.structs.replace(entry, name=_PYLATE_MODULES.get(entry.class_path, entry.name))
+        for entry in entries
+    )
 
 
 def default_active_dims(modules: Sequence[Module]) -> int | None:
@@ -249,12 +275,48 @@ def read_sides(
         if config.get("keep_only_token_ids"):
             raise Unsupported("it keeps the vectors of some token ids only")
     prompts = {k: v for k, v in (settings.get("prompts") or {}).items() if isinstance(v, str)}
+    markers = []
     for side in ("query", "document"):
         prefix = settings.get(f"{side}_prefix")
-        if prefix:
+        if prefix and isinstance(prefix, str):
             prompts[side] = prefix + prompts.get(side, "").removeprefix(prefix)
+            markers.append(prefix)
     sides = _sides(snapshot / entries[0].folder, transformer, settings, skip_words)
-    return msgspec.structs.replace(sides, skips_queries=skips_queries), prompts
+    return msgspec.structs.replace(sides, skips_queries=skips_queries, markers=tuple(markers)), prompts
+
+
+def is_stanford(config: dict[str, Any]) -> bool:
+    """Whether config.json is that of Stanford's own ColBERT, whose projection lies among its weights."""
+    names = config.get("architectures")
+    return isinstance(names, list) and "HF_ColBERT" in names
+
+
+def stanford_settings(snapshot: Path) -> dict[str, Any]:
+    """``artifact.metadata`` of Stanford's ColBERT in the words of PyLate's settings.
+
+    Source: sentence-transformers' MultiVectorEncoder.
+    """
+    metadata = read_object(snapshot / "artifact.metadata")
+    skips = metadata.get("mask_punctuation", True)
+    return {
+        "model_type": "ColBERT",
+        "query_prefix": (metadata.get("query_token_id") or "[unused0]") + " ",
+        "document_prefix": (metadata.get("doc_token_id") or "[unused1]") + " ",
+        "query_length": metadata.get("query_maxlen"),
+        "document_length": metadata.get("doc_maxlen"),
+        "attend_to_mask_tokens": bool(metadata.get("attend_to_mask_tokens")),
+        "skiplist_words": list(string.punctuation) if skips else [],
+    }
+
+
+def stanford_projection(snapshot: Path, weights: Sequence[str]) -> TokenVectorsModule:
+    """The projection ``linear.weight`` among the weights of Stanford's ColBERT."""
+    dimension = read_object(snapshot / "artifact.metadata").get("dim")
+    for name in weights:
+        if name.endswith(".safetensors"):
+            shape = tensor_shapes(snapshot / name).get("linear.weight")
+            dimension = shape[0] if shape else dimension
+    return TokenVectorsModule(dimension if isinstance(dimension, int) else STANFORD_DIMENSION, folders=("",))
 
 
 def _sides(
@@ -262,12 +324,11 @@ def _sides(
 ) -> MultivectorSpec:
     """Lengths, expansion and skip list, from the new settings or PyLate's flat ones."""
     ids, mask_id = _token_ids(folder)
-    expansion = transformer.get("query_expansion", settings.get("query_expansion"))
-    old = any(
-        key in settings for key in ("query_prefix", "document_prefix", "do_query_expansion", "skiplist_words")
-    )
     query_len = transformer.get("query_length") or settings.get("query_length")
-    if expansion is None and old and settings.get("do_query_expansion") is not False:
+    places = (transformer, settings)
+    expansion = next((place["query_expansion"] for place in places if "query_expansion" in place), None)
+    is_silent = not any("query_expansion" in place for place in places)
+    if is_silent and PYLATE_SETTINGS & settings.keys() and settings.get("do_query_expansion") is not False:
         attends = settings.get("attend_to_expansion_tokens", settings.get("attend_to_mask_tokens"))
         expansion = {"strategy": "fixed", "attend": bool(attends), "length": query_len or QUERY_LEN}
     expansion_id, attends, expansion_len = None, False, 0
@@ -288,7 +349,7 @@ def _sides(
     document_len = transformer.get("document_length") or settings.get("document_length")
     return MultivectorSpec(
         query_len=int(query_len or 0),
-        document_len=int(document_len or (DOCUMENT_LEN if old else 0)),
+        document_len=int(document_len or 0),
         expansion_id=expansion_id,
         attends_to_expansion=attends,
         skip_ids=tuple(sorted(ids[word] for word in skip_words if word in ids)),

@@ -21,7 +21,7 @@ from hilbert.hub.reading import read_spec
 from hilbert.hub.snapshots import Cached, check_names, find_cached, hub_cache, write_listing
 
 DEFAULT_REVISION = "main"
-DECIDING_SUFFIXES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja")
+DECIDING_SUFFIXES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja", ".metadata")
 CODE_AND_WEIGHTS = (".safetensors", ".bin", ".pt", ".py")
 
 

@@ -206,6 +206,7 @@ def _read_sentence_transformers(
             entries, static_queries = heads.read_router(snapshot, entries[0], settings)
         except Unsupported as unsupported:
             route_error = str(unsupported)
+    entries = heads.with_known_names(entries, settings)
     first = entries[0]
     draft = _Draft(config=read_object(snapshot / first.folder / "config.json"), folder=first.folder)
     draft.settings, draft.static_queries = settings, static_queries
@@ -355,6 +356,18 @@ def _read_retriever(draft: _Draft, snapshot: Path) -> None:
     draft.chat = frame_of_queries(snapshot / draft.folder, str(draft.config.get("model_type")))
 
 
+def _read_stanford(draft: _Draft, snapshot: Path) -> None:
+    """ColBERT as Stanford's own library saves it."""
+    draft.settings, draft.loaded_as = heads.stanford_settings(snapshot), "MultiVectorEncoder"
+    body = (ModuleEntry("Transformer", "", ""),)
+    try:
+        draft.multivector, draft.prompts = heads.read_sides(snapshot, body, {}, draft.settings)
+    except Unsupported as unsupported:
+        raise ModelUnavailable(f"{snapshot}: a ColBERT whose sides cannot be told: {unsupported}.") from None
+    draft.modules = (heads.stanford_projection(snapshot, weight_files(snapshot)),)
+    draft.normalize = True
+
+
 def _check_chain(draft: _Draft) -> None:
     pools = [i for i, module in enumerate(draft.modules) if isinstance(module, PoolingModule)]
     if pools != [0]:
@@ -380,6 +393,9 @@ def _read_plain(snapshot: Path) -> _Draft:
         return draft
     if is_dual(config):
         _read_dual(draft, snapshot)
+        return draft
+    if heads.is_stanford(config):
+        _read_stanford(draft, snapshot)
         return draft
     if _architecture(config).endswith("ForRetrieval"):
         _read_retriever(draft, snapshot)

@@ -26,7 +26,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,249}")
 
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja")
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.metadata")
 # Whole or in shards; not the variants (``model.fp16.safetensors``, ``consolidated.safetensors``).
 SAFE_WEIGHTS = re.compile(r"(?:.*/)?model(?:-\d+-of-\d+)?\.safetensors")
 PICKLED_WEIGHTS = re.compile(r"(?:.*/)?(?:pytorch_model(?:-\d+-of-\d+)?\.bin|(?:pytorch_)?model\.pt)")

@@ -639,6 +639,8 @@ def _configure(
     elif spec.kind != "static":  # a static model keeps what its tokenizer.json says
         tokenizer.no_truncation()
     _follow_bert_flags(tokenizer, config)
+    if spec.multivector is not None:
+        _keep_whole(tokenizer, spec.multivector.markers)
     if spec.text_tower is not None and spec.text_tower.strips_punctuation:
         _put_canonical_first(tokenizer)
     if spec.lower_case:
@@ -668,6 +670,22 @@ def _makes_types(config: dict[str, Any]) -> bool:
     if isinstance(names, list):
         return "token_type_ids" in names
     return str(config.get("tokenizer_class") or "").removesuffix("Fast") in _CLASSES_WITH_TYPES
+
+
+def _keep_whole(tokenizer: Tokenizer, markers: AbstractSequence[str]) -> None:
+    """Make each marker one token, where the vocabulary has it or its first word.
+
+    Source: sentence-transformers' MultiVectorEncoder, for markers that training put in as ids.
+    """
+    from tokenizers import AddedToken
+
+    for marker in markers:
+        for spelt in (marker, *marker.split(None, 1)[:1]):
+            if tokenizer.token_to_id(spelt) is None:
+                continue
+            if tokenizer.encode(spelt, add_special_tokens=False).tokens != [spelt]:
+                tokenizer.add_special_tokens([AddedToken(spelt, normalized=False, special=True)])
+            break
 
 
 def _put_canonical_first(tokenizer: Tokenizer) -> None:
