@@ -266,8 +266,9 @@ def test_visual_late_interaction_runs_through_sentence_transformers(family: str,
         for mine, reference in zip(ours, expected, strict=True):
             close(mine, reference.numpy())
     change = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(change | {"model_type": "colmodernvbert"}))
-    with pytest.raises(ModelUnavailable, match="'colmodernvbert' are not served; colpali, colqwen2 are"):
+    (folder / "config.json").write_text(json.dumps(change | {"model_type": "colsomething"}))
+    known = "colpali, colqwen2, colmodernvbert"
+    with pytest.raises(ModelUnavailable, match=f"'colsomething' are not served; {known} are"):
         resolve(str(folder))
 
 
@@ -283,6 +284,26 @@ def test_a_dual_model_of_the_repositorys_own_code(tmp_path: Path) -> None:
     with torch.inference_mode():
         features = [dict(theirs[0].tokenize([given])) for given in inputs]
         expected = [theirs[1](theirs[0](one))["sentence_embedding"][0].numpy() for one in features]
+def test_colmodernvbert_through_its_own_processor(tmp_path: Path) -> None:
+    """sentence-transformers gives its processor no prompt beside an image, and queries nothing behind them."""
+    import torch
+    from transformers import AutoProcessor, ColModernVBertForRetrieval
+
+    folder = tiny_retriever("colmodernvbert", tmp_path / "model")
+    theirs = ColModernVBertForRetrieval.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    files = [image_file(84, 56), image_file(40, 90), image_file(20, 20)]
+    inputs = [processor.process_queries([text]) for text in TEXTS[:3]]
+    inputs += [processor.process_images([Image.open(io.BytesIO(data))]) for data in files]
+    with torch.inference_mode():
+        expected = [theirs(**one).embeddings[0].numpy() for one in inputs]
+    with serve(folder, "openvino", tmp_path / "cache") as model:
+        assert model.info.program == "sentence-transformers" and model.spec.task is Task.MULTI_EMBED
+        media = [Media(Modality.IMAGE, data) for data in files]
+        for mine, reference in zip(model.embed_multivector([*TEXTS[:3], *media]), expected, strict=True):
+            close(mine, reference)
+
+
     with pytest.raises(UnsupportedArchitecture, match="allow it with --trust-remote-code"):
         serve(folder, "openvino", tmp_path / "cache")
     with Model(

@@ -187,12 +187,14 @@ class ChatSpec(msgspec.Struct, frozen=True):
         is_structured: a message's content is a list of parts, not a plain text.
         variables: what the template sees beside the messages (special tokens, ``add_generation_prompt``).
         restores_suffix: the template's end is put back where truncation cut it off.
+        is_framed: the tokenizer adds its special tokens to what the template writes.
     """
 
     template: str
     is_structured: bool = False
     variables: dict[str, Any] = {}
     restores_suffix: bool = True
+    is_framed: bool = False
 
 
 class StaticQueriesSpec(msgspec.Struct, frozen=True):

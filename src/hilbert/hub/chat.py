@@ -23,15 +23,20 @@ STRUCTURED_SIGNS = ("content[0]", ".type", "'type'", '"type"', "message.content[
 TOKENIZER_ARGUMENTS = frozenset({"padding", "truncation", "max_length", "return_tensors"})
 
 
-# What transformers' processors put around a query: before it, and, ten times, the token behind it.
-_QUERY_FRAMES = {"colpali": ("bos_token", "Question: "), "colqwen2": ("", "Query: ")}
-_QUERY_TEMPLATE = "{{ start }}{{ prefix }}{{ messages[-1].content }}{{ pad_token * 10 }}{{ '\\n' }}"
+# What transformers' processors put around a query: a token by name before it, its prefix, what follows it ten
+# times, the end, and whether the tokenizer adds its special tokens.
+_QUERY_FRAMES = {
+    "colpali": ("bos_token", "Question: ", "pad_token", "\n", False),
+    "colqwen2": ("", "Query: ", "pad_token", "\n", False),
+    "colmodernvbert": ("", "", "<end_of_utterance>", "", True),
+}
+_QUERY_TEMPLATE = "{{ start }}{{ prefix }}{{ messages[-1].content }}{{ thought * 10 }}{{ end }}"
 
 
 def frame_of_queries(folder: Path, family: str) -> ChatSpec:
     """What a visual retriever's processor makes of a text: a query, with tokens to think behind it.
 
-    Source: `ColPaliProcessor`, `ColQwen2Processor`.
+    Source: `ColPaliProcessor`, `ColQwen2Processor`, `ColModernVBertProcessor`.
 
     Raises:
         ModelUnavailable: the family is not known, or its tokenizer names no padding.
@@ -41,15 +46,15 @@ def frame_of_queries(folder: Path, family: str) -> ChatSpec:
         raise ModelUnavailable(
             f"{folder}: visual retrievers of the type {family!r} are not served; {known} are"
         )
-    start, prefix = _QUERY_FRAMES[family]
+    start, prefix, thought, end, is_framed = _QUERY_FRAMES[family]
     tokens = _special_tokens(folder)
-    if "pad_token" not in tokens:
-        raise ModelUnavailable(f"{folder / 'tokenizer_config.json'} names no pad_token")
+    if thought.endswith("_token") and thought not in tokens:
+        raise ModelUnavailable(f"{folder / 'tokenizer_config.json'} names no {thought}")
     own = read_object(folder / "processor_config.json").get("query_prefix")
     prefix = own if isinstance(own, str) and own else prefix
-    return ChatSpec(
-        _QUERY_TEMPLATE, False, {**tokens, "start": tokens.get(start, ""), "prefix": prefix}, False
-    )
+    words = {"start": tokens.get(start, ""), "prefix": prefix, "thought": tokens.get(thought, thought)}
+    variables = {**tokens, **words, "end": end}
+    return ChatSpec(_QUERY_TEMPLATE, False, variables, restores_suffix=False, is_framed=is_framed)
 
 
 def read_template(folder: Path) -> str | None:

@@ -98,8 +98,8 @@ class TextProcessor:
         self._max_len: int | None = truncation["max_length"] if truncation else None
         self.truncates_left = side == "left"
         self.template = None if spec.chat is None else ChatTemplate(spec.chat)
-        # A template writes the special tokens itself.
-        self._is_bare = self._is_static or self.template is not None
+        # A template writes the special tokens itself, as a rule.
+        self._is_bare = self._is_static or (spec.chat is not None and not spec.chat.is_framed)
         self._num_special = 0 if self._is_bare else self.tokenizer.num_special_tokens_to_add(False)
         self._template_chars = 0 if self.template is None else self.template.num_chars
         self.num_types = int(spec.config.get("type_vocab_size") or 0) if _makes_types(config) else 0

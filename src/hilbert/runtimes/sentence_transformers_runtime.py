@@ -85,6 +85,8 @@ class SentenceTransformersRuntime:
         self._takes_types = "token_type_ids" in names
         self._unseen_id = unseen_id(spec)
         is_retriever = getattr(self._chain[0], "transformer_task", "") == "retrieval"
+        # sentence-transformers calls the processor itself, which for ColModernVBert leaves out the prompt.
+        self._process_images = self._chain[0].processor.process_images if is_retriever else None
         # A first module that the repository brings may want more than token ids, and take more than texts,
         # than sentence-transformers knows of (jina-clip: which inputs are images).
         self._is_own = not type(self._chain[0]).__module__.startswith("sentence_transformers.")
@@ -159,6 +161,8 @@ class SentenceTransformersRuntime:
         from PIL import Image
 
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)).astype(np.uint8))
+        if self._process_images is not None:
+            return {k: v for k, v in self._process_images([image]).items() if k != "labels"}
         return self._own_features([image]) if self._is_own else dict(self._model.preprocess([image]))
 
     def _measured(self) -> int:

@@ -250,10 +250,10 @@ def tiny_retriever(family: str, folder: str | Path, *, seed: int = 0) -> Path:
     """Write a tiny random visual retriever as transformers saves it, and return its folder.
 
     Token vectors of 24 numbers. ColPali's images are 32 x 32 in patches of 8; ColQwen2's keep their shape,
-    a vector for each 28 x 28 pixels.
+    a vector for each 28 x 28 pixels; ColModernVBert's are tiles of 32 x 32 and the whole once more.
 
     Args:
-        family: ``"colpali"`` or ``"colqwen2"``.
+        family: ``"colpali"``, ``"colqwen2"`` or ``"colmodernvbert"``.
         folder: where to write; made if it is not there.
         seed: of all weights.
     """
@@ -269,13 +269,13 @@ def tiny_retriever(family: str, folder: str | Path, *, seed: int = 0) -> Path:
     config = transformers.AutoConfig.for_model(
         family, vlm_config={**rest, "text_config": text}, embedding_dim=24
     )
-    classes = {"colpali": "ColPaliForRetrieval", "colqwen2": "ColQwen2ForRetrieval"}
-    model = getattr(transformers, classes[family])(config).to(torch.float32).eval()
+    names = {"colpali": "ColPali", "colqwen2": "ColQwen2", "colmodernvbert": "ColModernVBert"}
+    model = getattr(transformers, f"{names[family]}ForRetrieval")(config).to(torch.float32).eval()
     _randomise(model, torch.Generator().manual_seed(seed), is_centred_at_zero=family == "colpali")
     model.save_pretrained(folder)
     _save_tokenizer(folder, tokenizer, recipe, 128)
     _write(folder / "preprocessor_config.json", preprocessor)
-    keys = ("processor_class", "image_seq_length")
+    keys = ("processor_class", "image_seq_length", "image_seq_len")
     _write(folder / "processor_config.json", {key: preprocessor[key] for key in keys if key in preprocessor})
     return folder
 
@@ -301,11 +301,22 @@ def _colqwen2(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"model_type": "qwen2_vl_text", **_WIDE, **heads}, {"model_type": "qwen2_vl", **rest}
 
 
+def _colmodernvbert(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    ids = {f"{name}_token_id": tokenizer.token_to_id(f"[{name.upper()}]") for name in ("cls", "sep", "pad")}
+    local = {"local_attention": 16, "global_attn_every_n_layers": 2}
+    vision = {"model_type": "siglip_vision_model", "vision_use_head": False}
+    image_id = tokenizer.token_to_id("<image>")
+    rest = {"vision_config": _VISION | vision, "image_token_id": image_id, "pixel_shuffle_factor": 2}
+    return {"model_type": "modernbert", **_WIDE, **local, **ids}, {"model_type": "modernvbert", **rest}
+
+
 _PALI_NAMES = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
 _QWEN_NAMES = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
 _QWEN_SPECIAL = [
     f"<|{name}|>" for name in ("im_start", "vision_start", "vision_end", "image_pad", "video_pad")
 ]
+_VBERT_SPECIAL = ["<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
+_VBERT_SPECIAL += [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
 _RETRIEVERS: dict[str, tuple[Family, Callable[..., Any], dict[str, Any]]] = {
     "colpali": (
         Family({}, partial(byte_fallback_bpe, [*_PALI_NAMES.values(), "<image>"], [], []), _PALI_NAMES),
@@ -325,6 +336,28 @@ _RETRIEVERS: dict[str, tuple[Family, Callable[..., Any], dict[str, Any]]] = {
             "image_mean": [0.5, 0.5, 0.5],
             "image_std": [0.5, 0.5, 0.5],
             "processor_class": "ColQwen2Processor",
+        },
+    ),
+    "colmodernvbert": (
+        Family(
+            {},
+            partial(
+                byte_level_bpe,
+                [*FAMILIES["modernbert"].special_tokens.values(), *_VBERT_SPECIAL],
+                ["[CLS]"],
+                ["[SEP]"],
+            ),
+            FAMILIES["modernbert"].special_tokens,
+        ),
+        _colmodernvbert,
+        {
+            "image_processor_type": "Idefics3ImageProcessor",
+            "size": {"longest_edge": 2 * IMAGE_SIZE},
+            "max_image_size": {"longest_edge": IMAGE_SIZE},
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "processor_class": "ColModernVBertProcessor",
+            "image_seq_len": 4,
         },
     ),
 }
