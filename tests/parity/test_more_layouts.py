@@ -155,6 +155,44 @@ def test_sparse_codes(engine: str, tmp_path: Path) -> None:
     close(ours, expected)
 
 
+def test_splade_as_sentence_transformers_5_saved_it(tmp_path: Path) -> None:
+    from sentence_transformers import SparseEncoder
+
+    folder = tiny_model("distilbert", tmp_path / "model", head="splade")
+    package = "sentence_transformers.sparse_encoder.models"
+    names = {"": "MLMTransformer", "1_SpladePooling": "SpladePooling"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"{package}.{name}"}
+        for i, (path, name) in enumerate(names.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 100, "do_lower_case": false}')
+    pooling = {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": 500}
+    (folder / "1_SpladePooling" / "config.json").write_text(json.dumps(pooling))
+    theirs = SparseEncoder(str(folder), device="cpu")
+    with model_of(folder, "torch") as model:
+        assert model.info.program == "packed" and model.spec.max_model_len == 100
+        ours = dense_rows(model.embed_sparse([QUERY, LONG]), model.spec.vocab_size)
+    close(ours, theirs.encode([QUERY, LONG], batch_size=1).to_dense().numpy())
+
+
+def test_a_bare_masked_language_model_is_splade_when_asked_to(tmp_path: Path) -> None:
+    from sentence_transformers import SparseEncoder
+
+    folder = tiny_model("bert", tmp_path / "model", head="splade", layout="plain")
+    theirs = SparseEncoder(str(folder), device="cpu")
+    with model_of(folder, "torch", task="sparse_embed") as model:
+        assert model.info.program == "packed" and model.spec.task is Task.SPARSE_EMBED
+        ours = dense_rows(model.embed_sparse([QUERY, LONG]), model.spec.vocab_size)
+        close(ours, theirs.encode([QUERY, LONG], batch_size=1).to_dense().numpy())
+        with pytest.raises(UnsupportedTask, match="it returns sparse and has no pooling"):
+            model.embed([QUERY])
+    with model_of(folder, "torch") as model:
+        assert model.spec.task is Task.EMBED
+        with pytest.raises(UnsupportedTask, match="with --task sparse_embed its masked-language head"):
+            model.embed_sparse([QUERY])
+
+
 def test_only_the_largest_weights_where_the_repository_says_so(tmp_path: Path) -> None:
     from sentence_transformers import SparseEncoder
 

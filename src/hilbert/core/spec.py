@@ -341,6 +341,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
         static_queries: how a sparse model weighs queries without inference; None where it infers both sides.
         max_active_dims: weights that a sparse vector keeps, the largest; None for all.
         answer_ids: ids of ``yes`` and ``no`` of a bare causal language model, which can serve as a reranker.
+        is_masked_lm: a bare masked language model, which can serve as SPLADE.
         loaded_as: the class of sentence-transformers that the repository is made for.
     """
 
@@ -381,6 +382,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     static_queries: StaticQueriesSpec | None = None
     max_active_dims: int | None = None
     answer_ids: tuple[int, int] | None = None
+    is_masked_lm: bool = False
     loaded_as: str = "SentenceTransformer"
 
     @property

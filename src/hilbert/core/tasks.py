@@ -47,11 +47,14 @@ def tasks_of(spec: ModelSpec) -> tuple[Task, ...]:
 def with_task(spec: ModelSpec, task: Task) -> ModelSpec:
     """The same model, served for another task by default.
 
-    A bare causal language model becomes the reranker that sentence-transformers' CrossEncoder makes of it.
+    A bare causal language model becomes the reranker that sentence-transformers' CrossEncoder makes of it, a
+    bare masked one the SPLADE that its SparseEncoder makes of it.
 
     Raises:
         UnsupportedTask: it cannot be; the message says what it can.
     """
+    if task is Task.SPARSE_EMBED and spec.is_masked_lm:
+        return as_splade(spec)
     tasks = tasks_of(spec)
     if task not in tasks:
         known = ", ".join(tasks)
@@ -70,4 +73,16 @@ def as_reranker(spec: ModelSpec, true_id: int, false_id: int) -> ModelSpec:
         normalize=False,
         labels=(RELEVANCE,),
         loaded_as="CrossEncoder",
+    )
+
+
+def as_splade(spec: ModelSpec) -> ModelSpec:
+    """The same masked language model, weighing its vocabulary instead of pooling its tokens."""
+    return msgspec.structs.replace(
+        spec,
+        task=Task.SPARSE_EMBED,
+        modules=(SpladeModule(),),
+        normalize=False,
+        is_masked_lm=False,
+        loaded_as="SparseEncoder",
     )

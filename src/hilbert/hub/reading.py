@@ -110,6 +110,7 @@ class _Draft:
     chat: ChatSpec | None = None
     static_queries: StaticQueriesSpec | None = None
     answer_ids: tuple[int, int] | None = None
+    is_masked_lm: bool = False
     loaded_as: str = "SentenceTransformer"
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -413,6 +414,7 @@ def _read_plain(snapshot: Path) -> _Draft:
     is_causal = _architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
     if _architecture(config).endswith("ForCausalLM"):
         draft.answer_ids = heads.answer_ids(snapshot)
+    draft.is_masked_lm = _architecture(config).endswith("ForMaskedLM")
     draft.modules = (PoolingModule((PoolingMode.LAST if is_causal else PoolingMode.MEAN,)),)
     draft.modules += heads.read_m3(snapshot, hidden_size(config) or 0)
     if any(isinstance(module, TokenWeightsModule) for module in draft.modules):
@@ -548,6 +550,7 @@ def read_spec(
         static_queries=draft.static_queries,
         max_active_dims=max_active_dims if isinstance(max_active_dims, int) else None,
         answer_ids=draft.answer_ids,
+        is_masked_lm=draft.is_masked_lm,
         loaded_as=draft.loaded_as,
     )
     if entries is None and draft.answer_ids and draft.chat and names_pair_roles(draft.chat.template):

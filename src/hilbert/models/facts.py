@@ -124,7 +124,16 @@ class Facts:
             param="model",
         )
 
-    def _lacks_by_engine(self, task: Task) -> str:
+    def _lacks(self, output: OutputType) -> str:
+        """Why the model itself does not return it."""
+        own = f"it returns {' and '.join(sorted(self.outputs))} and has {_LACKING[output]}"
+        if output is OutputType.SPARSE and self.spec.is_masked_lm:
+            return f"{own}; with --task sparse_embed its masked-language head would serve as one"
+        if self.spec.kind == "other":
+            return f"{own}, as sentence-transformers' {self.spec.loaded_as} runs it"
+        return own
+
+    def _lacks_by_engine(self, output: OutputType) -> str:
         """Why the engine is at fault where another one would return it (docs/engines.md)."""
         output = next((o for o, t in _TASK_OF.items() if t is task), None)
         if self.info is None or output is None or self.info.engine not in matrix.ENGINES:
