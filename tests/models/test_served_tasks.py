@@ -327,19 +327,20 @@ def test_token_vectors_of_both_sides(model):
 
 
 @pytest.mark.parametrize(
-    ("model", "wanted"),
+    ("model", "wanted", "why"),
     [
-        ("reranker", OutputType.DENSE),
-        ("classifier", OutputType.MULTIVECTOR),
-        ("colbert", OutputType.DENSE),
-        ("splade", OutputType.DENSE),
-        ("dense", OutputType.SPARSE),
+        ("reranker", OutputType.DENSE, "`embed`: it returns logits and has no pooling to one vector"),
+        ("classifier", OutputType.MULTIVECTOR, "it returns logits and has no vector for each token"),
+        ("colbert", OutputType.DENSE, "it returns multivector and has no pooling to one vector"),
+        ("splade", OutputType.DENSE, "it returns sparse and has no pooling to one vector"),
+        ("dense", OutputType.SPARSE, "it returns dense and multivector and has neither a SPLADE head nor"),
     ],
     indirect=["model"],
 )
-def test_what_a_model_cannot_return_is_refused_by_name(model, wanted):
-    with pytest.raises(UnsupportedTask, match=r"The model m does not support .* It can: \w+"):
+def test_what_a_model_cannot_return_is_refused_by_name(model, wanted, why):
+    with pytest.raises(UnsupportedTask, match=r"The model m does not support .* It can: \w+") as refused:
         encode(model, "a", outputs=frozenset({wanted}))
+    assert why in refused.value.message
 
 
 def test_texts_without_tokens_have_empty_vectors(tmp_path):

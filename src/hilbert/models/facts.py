@@ -29,6 +29,13 @@ _TASK_OF = {
     OutputType.MULTIVECTOR: Task.MULTI_EMBED,
     OutputType.LOGITS: Task.CLASSIFY,
 }
+# What a model would need for each.
+_LACKING = {
+    OutputType.DENSE: "no pooling to one vector",
+    OutputType.SPARSE: "neither a SPLADE head nor bge-m3's sparse_linear.pt",
+    OutputType.MULTIVECTOR: "no vector for each token",
+    OutputType.LOGITS: "no classification head",
+}
 
 
 def outputs_of(spec: ModelSpec, info: RuntimeInfo | None) -> frozenset[OutputType]:
@@ -117,7 +124,9 @@ class Facts:
         """The error that this model is not one for this task."""
         lacking = {t for output, t in _TASK_OF.items() if output not in self.outputs}
         able = [t for t in tasks_of(self.spec) if t is not task and t not in lacking]
-        why = why or self._lacks_by_engine(task)
+        output = next((o for o, t in _TASK_OF.items() if t is task), None)
+        if output is not None:
+            why = why or self._lacks_by_engine(output) or self._lacks(output)
         reason, others = f": {why}" if why else "", ", ".join(able) or "nothing else"
         return UnsupportedTask(
             f"The model {self.name} does not support `{task}`{reason}. It can: {others}.",
@@ -135,8 +144,7 @@ class Facts:
 
     def _lacks_by_engine(self, output: OutputType) -> str:
         """Why the engine is at fault where another one would return it (docs/engines.md)."""
-        output = next((o for o, t in _TASK_OF.items() if t is task), None)
-        if self.info is None or output is None or self.info.engine not in matrix.ENGINES:
+        if self.info is None or self.info.engine not in matrix.ENGINES:
             return ""
         engines = matrix.engines_for(self.spec, {output})
         if not engines or output in matrix.returned(self.spec, self.info.engine):
