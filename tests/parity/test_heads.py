@@ -29,7 +29,8 @@ WORDS = [
     "borders",
     "alone",
 ]
-CLASSIFIERS = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert", "deberta-v2", "qwen3"]
+CLASSIFIERS = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert", "deberta-v2"]
+CLASSIFIERS += ["qwen2", "qwen3"]
 PADDED = {"deberta-v2"}
 EVERYTHING = frozenset(OutputType)
 

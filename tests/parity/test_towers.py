@@ -247,6 +247,18 @@ def test_other_dual_models_run_through_sentence_transformers(engine: str, tmp_pa
         assert float(row @ own) / float(np.linalg.norm(row) * np.linalg.norm(own)) > 0.999
 
 
+def test_siglip_2_lower_cases_and_pads_as_its_tokenizer(tmp_path: Path) -> None:
+    folder = tiny_dual("siglip", tmp_path / "model")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"tokenizer_class": "Siglip2Tokenizer"}
+    del config["padding_side"]
+    file.write_text(json.dumps(config))
+    with serve(folder, "torch", tmp_path / "cache") as model:
+        close(model.embed(TEXTS), reference_texts(folder, "max_length"))
+        upper = model.embed([text.upper() for text in TEXTS])
+        np.testing.assert_allclose(upper, model.embed(TEXTS), atol=1e-6)
+
+
 @pytest.mark.parametrize("family", ["colpali", "colqwen2"])
 def test_visual_late_interaction_runs_through_sentence_transformers(family: str, tmp_path: Path) -> None:
     from sentence_transformers import MultiVectorEncoder
@@ -272,20 +284,8 @@ def test_visual_late_interaction_runs_through_sentence_transformers(family: str,
         resolve(str(folder))
 
 
-def test_a_dual_model_of_the_repositorys_own_code(tmp_path: Path) -> None:
-    """As jina-clip: its first module tells texts from images itself, and says nothing of sizes."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    folder = remote_dual(tmp_path / "model")
-    files = [image_file(84, 56), image_file(40, 90)]
-    inputs = [TEXTS[0], *(Image.open(io.BytesIO(data)) for data in files), TEXTS[3]]
-    theirs = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
-    with torch.inference_mode():
-        features = [dict(theirs[0].tokenize([given])) for given in inputs]
-        expected = [theirs[1](theirs[0](one))["sentence_embedding"][0].numpy() for one in features]
 def test_colmodernvbert_through_its_own_processor(tmp_path: Path) -> None:
-    """sentence-transformers gives its processor no prompt beside an image, and queries nothing behind them."""
+    """sentence-transformers gives its processor no prompt beside an image, and queries nothing behind it."""
     import torch
     from transformers import AutoProcessor, ColModernVBertForRetrieval
 
@@ -304,6 +304,18 @@ def test_colmodernvbert_through_its_own_processor(tmp_path: Path) -> None:
             close(mine, reference)
 
 
+def test_a_dual_model_of_the_repositorys_own_code(tmp_path: Path) -> None:
+    """As jina-clip: its first module tells texts from images itself, and says nothing of sizes."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    folder = remote_dual(tmp_path / "model")
+    files = [image_file(84, 56), image_file(40, 90)]
+    inputs = [TEXTS[0], *(Image.open(io.BytesIO(data)) for data in files), TEXTS[3]]
+    theirs = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    with torch.inference_mode():
+        features = [dict(theirs[0].tokenize([given])) for given in inputs]
+        expected = [theirs[1](theirs[0](one))["sentence_embedding"][0].numpy() for one in features]
     with pytest.raises(UnsupportedArchitecture, match="allow it with --trust-remote-code"):
         serve(folder, "openvino", tmp_path / "cache")
     with Model(
