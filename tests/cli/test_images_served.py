@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import base64
-import functools
-import http.server
 import struct
-import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
+from cli_house import NO_TLS, served_folder
 from PIL import Image
 
 from hilbert import Model
 from hilbert.client import Client
 from hilbert.testing.towers import tiny_dual
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +27,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, size in (("cat.png", (40, 56)), ("dog.jpg", (64, 33))):
         Image.fromarray(pixels.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     (folder / "broken.png").write_bytes((folder / "cat.png").read_bytes()[:200])
+    (folder / "large.png").write_bytes(bytes(60_001))
     return folder
 
 
 @pytest.fixture(scope="module")
 def site(pictures: Path) -> Iterator[str]:
-    handler = functools.partial(_Quiet, directory=str(pictures))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield f"http://localhost:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with served_folder(pictures) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +44,24 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def in_every_dialect(
+    source: str,
+) -> Iterator[tuple[str, dict[str, Any], str, Callable[[dict[str, Any]], str]]]:
+    """Route and body with a bad second input, what the message begins with, and where it is."""
+    both = ["text", source]
+    for route in ("/v1/embeddings", "/embeddings", "/openai/v1/embeddings"):
+        yield route, {"input": both}, "input[1]", lambda told: told["error"]["message"]
+    image = {"type": "image_url", "image_url": {"url": source}}
+    if "audio" not in source:
+        yield "/v1/embeddings", {"input": ["text", image]}, "input[1]", lambda told: told["detail"]
+        item = {"images": [{"data": source}]}
+        items = [{"text": "text"}, item]
+        yield "/v1/encode/m", {"items": items}, "items[1]", lambda told: told["detail"]["message"]
+        inputs = [{"content": [{"type": "text", "text": "text"}]}, {"content": [image]}]
+        yield "/v2/embed", {"inputs": inputs}, "inputs[1]", lambda told: told["message"]
+        yield "/v1/multimodalembeddings", {"inputs": inputs}, "inputs[1]", lambda told: told["detail"]
 
 
 def bomb() -> bytes:
@@ -94,15 +102,21 @@ def test_a_clip_over_http(start: Any, clip: str, cache: str, site: str, pictures
         assert np.abs(sent - np.stack([text, dog, cat])).max() < 1e-4
 
     for source, words in (
-        (data_uri(b"no picture at all"), "input[1]"),
-        (data_uri(bomb()), "input[1]"),
-        (f"{site}/broken.png", "input[1]"),
-        (f"{site}/gone.png", "answered 404"),
-        ("http://10.0.0.1/cat.png", "public internet"),
-        ("data:audio/wav;base64,AAAA", "input[1] is audio"),
+        (data_uri(b"no picture at all"), ["no image"]),
+        (data_uri(png[:200]), ["truncated", "Send the whole file"]),
+        (data_uri(bomb()), ["178,956,970 pixels", "89,478,485", "smaller one"]),
+        (f"{site}/broken.png", ["truncated", "Send the whole file"]),
+        (f"{site}/gone.png", ["answered 404"]),
+        ("http://10.0.0.1/cat.png", ["10.0.0.1", "public internet", "--fetch-private-hosts"]),
+        (f"{site}/moved.png?to=http://169.254.169.254/cat.png", ["169.254.169.254", "public internet"]),
+        (f"{site}/large.png", ["60000", "--max-fetch-bytes"]),
+        ("data:audio/wav;base64,AAAA", ["is audio", "text and image"]),
     ):
-        reply = server.post(["text", source])
-        assert reply.status_code == 400 and words in reply.json()["error"]["message"], reply.text
+        for route, body, place, message in in_every_dialect(source):
+            reply = httpx2.post(server.url + route, json=body, timeout=60, verify=NO_TLS)
+            assert reply.status_code == 400, f"{route} {source[:60]}: {reply.text}"
+            told = message(reply.json())
+            assert told.startswith(place) and all(word in told for word in words), f"{route}: {told}"
     assert rows(server.post(mixed)).shape == (3, len(cat))
 
     closed = start(*flags, "--no-fetch-urls")
