@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from hilbert.api import ApiSettings
+from hilbert.api.call import Call, inner_call
 from hilbert.api.tei import protocol
-from hilbert.core import EmbedRequest, ModelSpec, OutputType, Task
+from hilbert.api.tei.routes import Answer, handler
+from hilbert.core import EmbedRequest, ModelSpec, OutputType, Task, Timing
 from hilbert.processors import TextProcessor, pair_processor
 from hilbert.testing.runtime import FakeRuntime, fake_logits, fake_sparse, fake_token_vectors, fake_vector
 
@@ -118,6 +121,62 @@ def test_truncation_from_either_side(server, processor):
     refused(server.post("/embed", {"inputs": LONG, "truncate": False}), 422, "Validation", "inputs[0]", "256")
 
 
+@pytest.fixture(scope="module")
+def prompted(spec: ModelSpec, served_with: Any) -> Iterator[Any]:
+    """Every kind of vector, of a model that has a prompt."""
+    outputs = frozenset({OutputType.DENSE, OutputType.MULTIVECTOR, OutputType.SPARSE})
+    processor = TextProcessor(msgspec.structs.replace(spec, prompts={"query": "find: "}))
+    with served_with(processor, runtime=FakeRuntime(384, outputs=outputs, token_dimensions=4)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", ["/embed", "/embed_all", "/embed_sparse", "/tokenize", "/similarity"])
+def test_prompts_and_truncation_count_on_every_route(prompted, path):
+    def ask(text: str, **how: Any) -> Any:
+        if path == "/similarity":
+            inputs = {"source_sentence": text, "sentences": ["a guest"]}
+            return prompted.post(path, {"inputs": inputs, "parameters": how})
+        return prompted.post(path, {"inputs": text, **how})
+
+    def same(one: Any, other: Any) -> bool:
+        return bool(np.array_equal(flat(one.json()), flat(other.json())))
+
+    if path != "/similarity":
+        assert same(ask("a room", prompt_name="query"), ask("find: a room"))
+    assert not same(ask("a room", prompt_name="query"), ask("a room"))
+    if path == "/tokenize":
+        return
+    assert same(ask(LONG, truncation_direction="Left"), ask("second " * 254))
+    assert same(ask(LONG), ask("first " * 254)) and not same(ask(LONG), ask("second " * 254))
+    refused(ask(LONG, truncate=False), 422, "Validation", "inputs[0]")
+    prompted.model.truncates = False  # --no-auto-truncate, for requests that do not say
+    try:
+        refused(ask(LONG), 422, "Validation", "inputs[0]")
+        assert ask(LONG, truncate=True).status_code == 200
+    finally:
+        prompted.model.truncates = True
+
+
+def flat(value: Any) -> list[float]:
+    """All numbers of an answer, in order."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for item in value for number in flat(item)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_headers_are_milliseconds_of_each_stage():
+    async def operation(call: Call, raw: bytes, name: str | None) -> Answer:
+        return Answer(raw, Timing(0.002, 0.03, 0.4), 7, 9)
+
+    reply = asyncio.run(handler(operation, ApiSettings())(inner_call("POST", "/embed", b"[]")))
+    found = dict(reply.headers)
+    stages = [found[b"x-%s-time" % stage] for stage in (b"tokenization", b"queue", b"inference")]
+    assert stages == [b"2", b"30", b"400"] and found[b"x-total-time"] == found[b"x-compute-time"]
+    assert (found[b"x-compute-characters"], found[b"x-compute-tokens"]) == (b"7", b"9")
+
+
 def test_every_token_and_every_weight(all_kinds, processor):
     body = all_kinds.post("/embed_all", {"inputs": TEXTS}).json()
     for text, found in zip(TEXTS, body, strict=True):
@@ -168,6 +227,9 @@ def test_predict_in_its_three_shapes(classifier, processor):
     for inputs in (["a", "b", "c"], [], [["a", "b", "c"]], ["a", ["b"]], 3):
         assert classifier.post("/predict", {"inputs": inputs}).status_code == 422
     refused(classifier.post("/predict", {"inputs": [["a"], ["", ""]]}), 400, "Empty", "inputs[1]")
+    left = classifier.post("/predict", {"inputs": LONG, "truncation_direction": "Left"}).json()
+    assert left != classifier.post("/predict", {"inputs": LONG}).json()
+    assert left == classifier.post("/predict", {"inputs": "second " * 254}).json()
     too_long = {"inputs": [["a"], [LONG, "b"]], "truncate": False}
     refused(classifier.post("/predict", too_long), 422, "Validation", "inputs[1]")
 
@@ -274,6 +336,15 @@ def test_info_health_and_ping(server, serve, processor):
     for path in ("/ml/embed", "/ml", "/ml/", "/embed"):
         assert bare.post(path, {"inputs": TEXTS}).status_code == 200
         refused(bare.post(path, {"inputs": ["a"] * 3}), 422, "Validation", "batch size 3 >", "2")
+    for path, body in (
+        ("/embed_all", {"inputs": ["a"] * 3}),
+        ("/predict", {"inputs": [["a"]] * 3}),
+        ("/rerank", {"query": "a", "texts": ["a"] * 3}),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["a"] * 2}}),
+        ("/tokenize", {"inputs": ["a"] * 3}),
+        ("/decode", {"ids": [[1]] * 3}),
+    ):
+        refused(bare.post(path, body), 422, "Validation", "batch size 3 >", "2")
     assert bare.post("/ml/rerank", {"query": "a", "texts": TEXTS}).json()[0].keys() == {"index", "score"}
 
 
@@ -304,6 +375,15 @@ def test_what_is_refused(server, path, body, status, kind):
     refused(server.post(path, body), status, kind)
 
 
+def test_a_body_that_is_no_json_is_400_and_one_of_another_form_422(server):
+    for path in ("/embed", "/embed_all", "/predict", "/similarity", "/tokenize", "/decode", "/vertex", "/"):
+        for raw in (b"", b'{"model": "a"', b'{"model": "\xff"}', b'{"model": "\\ud800"}'):
+            refused(server.post(path, content=raw), 400, "Validation")
+        for raw in (b"3", b"[]", b"null"):
+            refused(server.post(path, content=raw), 422, "Validation", "object")
+    refused(server.post("/api/v1/embed", content=b"{"), 400, "validation", "not valid JSON")
+
+
 def test_failures_overload_and_keys(serve, processor):
     bad = ids_of(processor, "bad")[1].item()
     server = serve(runtime=FakeRuntime(384, nan_on_token=bad), max_concurrent_requests=1)
@@ -319,6 +399,7 @@ def test_failures_overload_and_keys(serve, processor):
     for path in ("/embed", "/predict", "/", "/vertex", "/tokenize"):
         reply = locked.post(path, {"inputs": "a"})
         assert reply.status_code == 401 and reply.json()["error"]
+        assert reply.headers["www-authenticate"] == "Bearer"
     assert locked.get("/info").status_code == 401 and locked.get("/ping").status_code == 200
     key = {"authorization": "Bearer k"}
     assert locked.post("/embed", {"inputs": "a"}, headers=key).status_code == 200

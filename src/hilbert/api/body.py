@@ -59,6 +59,10 @@ class MalformedRequest(InvalidInput):
     """The body has not the form that the route asks for (as opposed to values that a model refuses)."""
 
 
+class UnreadableBody(MalformedRequest):
+    """The body is no JSON (or no msgpack) at all."""
+
+
 def check_number(items: Sized | None, field: str, forms: str, max_items: int) -> None:
     """Refuse a list that is missing, empty or too long.
 
@@ -97,39 +101,40 @@ class BodyDecoder(Generic[Body]):
         """Parse a body.
 
         Raises:
-            MalformedRequest: it is not JSON in UTF-8, holds half a surrogate pair, is not an object, is
-                nested too deeply, or a field has a wrong type; `param` names the field.
+            UnreadableBody: it is not JSON in UTF-8, holds half a surrogate pair or is nested too deeply.
+            MalformedRequest: it is not an object, or a field has a wrong type; `param` names the field.
         """
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError as error:
             raise self._wrong_type(str(error)) from None
         except UnicodeDecodeError as error:
-            raise MalformedRequest(f"The body is not valid UTF-8: {error.reason}.") from None
+            raise UnreadableBody(f"The body is not valid UTF-8: {error.reason}.") from None
         except RecursionError:
-            raise MalformedRequest("The body's JSON is nested too deeply.") from None
+            raise UnreadableBody("The body's JSON is nested too deeply.") from None
         except ValueError as error:
             lone = next((escape[1] for escape in _ESCAPE.finditer(body) if escape[1]), None)
             if lone is not None:
-                raise MalformedRequest(
+                raise UnreadableBody(
                     f"The request body holds {lone.decode()}, half of a surrogate pair, which is no "
                     "character; send both halves, or the character itself in UTF-8."
                 ) from None
             what = "is empty" if not body.strip() else f"is not valid JSON: {error}"
-            raise MalformedRequest(f"The request body {what}.") from None
+            raise UnreadableBody(f"The request body {what}.") from None
 
     def decode_msgpack(self, body: bytes) -> Body:
         """Parse a body of msgpack.
 
         Raises:
-            MalformedRequest: it is not msgpack, not a map, or a field has a wrong type.
+            UnreadableBody: it is not msgpack.
+            MalformedRequest: it is not a map, or a field has a wrong type.
         """
         try:
             return self._msgpack.decode(body)
         except msgspec.ValidationError as error:
             raise self._wrong_type(str(error), "an object in msgpack") from None
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError included
-            raise MalformedRequest(f"The request body is not valid msgpack: {error}.") from None
+            raise UnreadableBody(f"The request body is not valid msgpack: {error}.") from None
 
     def _wrong_type(self, message: str, form: str = "a JSON object") -> MalformedRequest:
         place = _PLACE.search(message)

@@ -22,6 +22,25 @@ def test_chroma_openai(world: World) -> None:
     assert found["documents"] == [[world.documents[int(distances.argmin())]]]
 
 
+@pytest.mark.row(CLIENT, "OpenAIEmbeddingFunction: an invalid input, overload, a wrong key")
+def test_chroma_errors(world: World) -> None:
+    openai = library("openai")
+
+    def ask(key: str, num_texts: int = 1) -> None:
+        function = functions.OpenAIEmbeddingFunction(
+            model_name="minilm", api_base=f"{world.guarded}/v1", api_key=key
+        )
+        function.client.max_retries = 0
+        function(["a"] * num_texts)
+
+    with pytest.raises(openai.BadRequestError, match="2048"):
+        ask(world.key, 2049)
+    with pytest.raises(openai.AuthenticationError):
+        ask("wrong")
+    with world.full(), pytest.raises(openai.RateLimitError):
+        ask(world.key)
+
+
 @pytest.mark.row(CLIENT, "HuggingFaceEmbeddingServer")
 def test_chroma_hugging_face_server(world: World) -> None:
     for path in ("", "/embed"):

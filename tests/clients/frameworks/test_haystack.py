@@ -24,9 +24,11 @@ def test_haystack_embedders(world: World) -> None:
     world.same([found.embedding for found in document.run(documents=given)["documents"]], "dense")
 
 
-@pytest.mark.row(CLIENT, "OpenAITextEmbedder: overload, a wrong key")
+@pytest.mark.row(CLIENT, "OpenAITextEmbedder: an invalid input, overload, a wrong key")
 def test_haystack_errors(world: World) -> None:
     openai, embedders = library("openai"), library("haystack.components.embedders", "haystack-ai")
+    with pytest.raises(openai.BadRequestError, match="100000"):
+        embedders.OpenAITextEmbedder(**settings(world.open, "any"), dimensions=100_000).run(text="a")
     with pytest.raises(openai.AuthenticationError):
         embedders.OpenAITextEmbedder(**settings(world.guarded, "wrong")).run(text="a")
     with world.full(), pytest.raises(openai.RateLimitError):

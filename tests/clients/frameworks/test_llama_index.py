@@ -10,10 +10,10 @@ from clients_house import World, library
 CLIENT = "llama-index"
 
 
-def embedding(world: World, base: str, key: str):
+def embedding(world: World, base: str, key: str, **more):
     module = library("llama_index.embeddings.openai_like", "llama-index-embeddings-openai-like")
     return module.OpenAILikeEmbedding(
-        model_name="minilm", api_base=f"{base}/v1", api_key=key, embed_batch_size=3, max_retries=0
+        model_name="minilm", api_base=f"{base}/v1", api_key=key, embed_batch_size=3, max_retries=0, **more
     )
 
 
@@ -25,9 +25,11 @@ def test_llama_openai_like(world: World) -> None:
     world.same(asyncio.run(model.aget_text_embedding_batch(world.texts)), "dense")
 
 
-@pytest.mark.row(CLIENT, "OpenAILikeEmbedding: overload, a wrong key")
+@pytest.mark.row(CLIENT, "OpenAILikeEmbedding: an invalid input, overload, a wrong key")
 def test_llama_openai_like_errors(world: World) -> None:
     openai = library("openai")
+    with pytest.raises(openai.BadRequestError, match="100000"):
+        embedding(world, world.open, "any", dimensions=100_000).get_text_embedding("a")
     with pytest.raises(openai.AuthenticationError):
         embedding(world, world.guarded, "wrong").get_text_embedding("a")
     with world.full(), pytest.raises(openai.RateLimitError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import orjson
 
-from hilbert.api.body import MalformedRequest
+from hilbert.api.body import MalformedRequest, UnreadableBody
 from hilbert.api.call import Call, Reply
 from hilbert.api.openai.errors import retry_headers, sound
 from hilbert.errors import (
@@ -52,6 +52,8 @@ class TeiDialect:
         """TEI's status and its word for what happened."""
         if isinstance(error, EmptyInput):
             return 400, "Empty"
+        if isinstance(error, UnreadableBody):
+            return 400, "Validation"
         if isinstance(error, MalformedRequest | InputTooLong | InvalidInput):
             return 422, "Validation"
         if isinstance(error, Overloaded | RateLimited):
