@@ -8,6 +8,7 @@
     │   ├── InputTooLong              400     no
     │   ├── UnsupportedTask           400     no
     │   ├── MediaError                400     no
+    │   │   └── MalformedMedia        400     no   (neither a URL nor data: seen before anything is fetched)
     │   ├── Unauthorized              401     no
     │   ├── Forbidden                 403     no
     │   ├── ModelNotFound             404     no
@@ -99,6 +100,10 @@ class MediaError(ClientError):
     """An image or audio input cannot be fetched or decoded."""
 
     code = "invalid_media"
+
+
+class MalformedMedia(MediaError):
+    """An image or audio input is neither a URL that may be fetched nor a data URI nor base64."""
 
 
 class Unauthorized(ClientError):

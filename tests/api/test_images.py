@@ -188,8 +188,6 @@ def test_what_a_model_cannot_see(server, eyes, ears):
         ("http://10.0.0.1/a.png", ["public internet", "data URI"]),
         ("http://[::1]/a.png", ["public internet"]),
         ("http://169.254.169.254/latest/meta.png", ["public internet"]),
-        ("data:image/png;base64,!!!", ["not valid base64"]),
-        ("data:image/png;base64,", ["empty"]),
         ("data:image/png;base64," + base64.b64encode(b"broken").decode(), ["no image"]),
     ],
 )
@@ -199,6 +197,29 @@ def test_a_bad_image_is_named_by_its_place(eyes, source, words):
     item = {"images": [{"data": source}]}
     refused(eyes.post("/v1/encode/m", {"items": [{"text": "a"}, item]}), "items[1]: ", *words)
     assert eyes.post("/v1/embeddings", {"input": DATA}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        ("htt://wrong.url/me.jpg", "only http and https"),
+        ("https://", "with a host"),
+        ("data:image/png;base64,abc", "not valid base64"),
+        ("data:image/png;base64,!!!", "not valid base64"),
+        ("data:image/png;base64,", "empty"),
+    ],
+)
+def test_what_is_no_source_is_a_matter_of_form_on_infinitys_routes(eyes, source, word):
+    for route in ("/embeddings_image", "/embeddings"):
+        found = eyes.post(route, {"input": [DATA, source], "modality": "image"})
+        assert found.status_code == 422, found.text
+        [detail] = found.json()["detail"]
+        assert (
+            detail["loc"] == ["body", "input", 1] and "input[1]: " in detail["msg"] and word in detail["msg"]
+        )
+    refused(eyes.post("/v1/embeddings", {"input": [DATA, source], "modality": "image"}), "input[1]: ", word)
+    item = {"images": [{"data": source}]}
+    refused(eyes.post("/v1/encode/m", {"items": [{"text": "a"}, item]}), "items[1]: ", word)
 
 
 def test_a_file_that_does_not_come(eyes, page):

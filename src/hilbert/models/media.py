@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from hilbert.core import Input, Media, MediaRef
-from hilbert.errors import MediaError, ServingError
+from hilbert.errors import MalformedMedia, MediaError, ServingError
 from hilbert.models.offload import offload
 
 if TYPE_CHECKING:
@@ -106,11 +106,11 @@ def decode(text: str) -> bytes:
     """The bytes of a data URI, or of base64 alone.
 
     Raises:
-        MediaError: it is neither.
+        MalformedMedia: it is neither.
     """
     data = _decode(text)
     if not data:
-        raise MediaError("It is empty.")
+        raise MalformedMedia("It is empty.")
     return data
 
 
@@ -118,7 +118,7 @@ def _decode(text: str) -> bytes:
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma:
-            raise MediaError("The data URI has no comma, after which its data would begin.")
+            raise MalformedMedia("The data URI has no comma, after which its data would begin.")
         if not head.lower().endswith(";base64"):
             return unquote_to_bytes(text)
         if "%" in text:
@@ -126,7 +126,7 @@ def _decode(text: str) -> bytes:
     try:
         return binascii.a2b_base64(text.translate(_WHITESPACE), strict_mode=True)
     except (binascii.Error, ValueError) as error:
-        raise MediaError(f"It is not valid base64: {str(error)[:1].lower()}{str(error)[1:]}.") from None
+        raise MalformedMedia(f"It is not valid base64: {str(error)[:1].lower()}{str(error)[1:]}.") from None
 
 
 def _decode_all(refs: list[tuple[int, MediaRef]]) -> list[tuple[int, Media]]:
@@ -140,7 +140,7 @@ def _decode_all(refs: list[tuple[int, MediaRef]]) -> list[tuple[int, Media]]:
 
 
 def _at(index: int, error: MediaError) -> MediaError:
-    return MediaError(f"input[{index}]: {error.message}", param="input", index=index)
+    return type(error)(f"input[{index}]: {error.message}", param="input", index=index)
 
 
 def _index_of(error: Exception) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import httpcore2
 import httpx2
 
-from hilbert.errors import MediaError
+from hilbert.errors import MalformedMedia, MediaError
 from hilbert.processors.addresses import is_public
 
 if TYPE_CHECKING:
@@ -160,7 +160,10 @@ class Fetcher:
                 if response.next_request is None:
                     return await _content(response, url, budget)
                 request = response.next_request
-                self._checked(str(request.url))
+                try:
+                    self._checked(str(request.url))
+                except MalformedMedia as error:  # whoever asked did not write this one
+                    raise MediaError(error.message) from None
             finally:
                 await response.aclose()
         raise MediaError(f"{shown(url)} redirects more than {_MAX_REDIRECTS} times.")
@@ -168,13 +171,13 @@ class Fetcher:
     def _checked(self, text: str) -> httpx2.URL:
         """A URL of the kind that is fetched."""
         if len(text) > _MAX_URL_CHARS:
-            raise MediaError(f"The URL has {len(text)} characters; {_MAX_URL_CHARS} are read.")
+            raise MalformedMedia(f"The URL has {len(text)} characters; {_MAX_URL_CHARS} are read.")
         try:
             url = httpx2.URL(text)
         except (httpx2.InvalidURL, ValueError):
-            raise MediaError(f"{shown(text)} is no valid URL.") from None
+            raise MalformedMedia(f"{shown(text)} is no valid URL.") from None
         if url.scheme not in _SCHEMES or not url.host:
-            raise MediaError(f"{shown(text)} is not fetched: only http and https URLs with a host are.")
+            raise MalformedMedia(f"{shown(text)} is not fetched: only http and https URLs with a host are.")
         port = url.port or 443
         is_usual = port in (80, 443) or _FIRST_UNPRIVILEGED_PORT <= port <= _LAST_PORT
         if not is_usual and url.host not in self._settings.private_hosts:

@@ -12,7 +12,7 @@ import orjson
 from hilbert.api.body import MalformedRequest
 from hilbert.api.call import Call, Reply
 from hilbert.api.openai.errors import retry_headers, sound
-from hilbert.errors import ModelNotFound, ServingError
+from hilbert.errors import MalformedMedia, ModelNotFound, ServingError
 
 
 class InfinityDialect:
@@ -20,7 +20,7 @@ class InfinityDialect:
 
     def error(self, error: ServingError) -> Reply:
         """An error that was raised on purpose."""
-        if isinstance(error, MalformedRequest):
+        if isinstance(error, MalformedRequest | MalformedMedia):
             loc = [part for part in ("body", error.param, error.index) if part is not None]
             detail = [{"type": "value_error", "loc": loc, "msg": sound(error.message)}]
             return Reply(orjson.dumps({"detail": detail}), 422)
