@@ -1,7 +1,7 @@
 """Late chunking: documents to one vector for each of their chunks.
 
 The engine is asked for token vectors, like any other request; they are averaged here, chunk by chunk. What
-that costs beside the model: 8192 tokens of 768 numbers are 25 MB to move and 10 ms to add.
+that costs beside the model: 8192 tokens of 768 numbers are 25 MB to move and 7 to 17 ms to add.
 """
 
 from __future__ import annotations

@@ -73,9 +73,12 @@ class Document:
         rows = np.concatenate([t[w.first : w.end] for t, w in zip(tables, self.windows, strict=True)])
         if not len(rows):  # one chunk, without a single token
             return np.zeros((len(self.starts), rows.shape[1]), np.float32)
-        counts = np.diff(self.starts, append=len(rows))
-        sums = np.add.reduceat(rows.astype(np.float64), self.starts, axis=0)
-        means: FloatArray = (sums / counts[:, None]).astype(np.float32)
+        ends = np.append(self.starts[1:], len(rows))
+        means = np.empty((len(ends), rows.shape[1]), np.float32)
+        for mean, start, end in zip(means, self.starts, ends, strict=True):  # a tenth of `reduceat`
+            np.divide(
+                np.add.reduce(rows[start:end], dtype=np.float64), end - start, out=mean, casting="same_kind"
+            )
         return means
 
 
