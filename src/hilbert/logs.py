@@ -5,15 +5,23 @@ Lines are made for people, or are JSON objects for machines. What a client sent 
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import contextlib
 import json
 import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import TYPE_CHECKING, TextIO
+from weakref import WeakSet
 
 _TRACE_LEVEL = 5
+
+# How long a line may wait for others.
+_DELAY_SECONDS = 0.02
+_MAX_WAITING = 1000
 
 Event = tuple[float, str, Mapping[str, object]]
 """When it happened (unix time), what, and the same as named values."""
@@ -116,6 +124,44 @@ def log_together(logger: logging.Logger, level: int, events: list[Event]) -> Non
         record.created, record.msecs = seconds, seconds % 1 * 1000
         record.fields = fields
         logger.handle(record)
+
+
+class LateLines:
+    """The lines of one logger, where they may be many at a time; used on one event loop only.
+
+    They wait for each other, as one by one a line costs as much as all else that is decided about its request
+    (bench/http_cost.py). What waits is written when the process ends.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._waiting: list[tuple[int, Event]] = []
+        _all_late.add(self)
+
+    def add(self, level: int, event: Event, *, may_wait: bool = True) -> None:
+        """Log an event, at once or within 20 ms; they stay in the order in which they come."""
+        self._waiting.append((level, event))
+        num_waiting = len(self._waiting)
+        if not may_wait or num_waiting >= _MAX_WAITING:
+            self.flush()
+        elif num_waiting == 1:
+            asyncio.get_running_loop().call_later(_DELAY_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        waiting, self._waiting = self._waiting, []
+        for level, lines in groupby(waiting, lambda line: line[0]):
+            if self._logger.isEnabledFor(level):
+                log_together(self._logger, level, [event for _, event in lines])
+
+
+_all_late: WeakSet[LateLines] = WeakSet()
+
+
+@atexit.register
+def _flush_all() -> None:
+    for lines in list(_all_late):
+        lines.flush()
 
 
 def log_to_stderr(level: str, *, is_json: bool = False) -> None:

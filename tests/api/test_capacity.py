@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
 import time
@@ -57,6 +58,51 @@ def test_a_full_server_says_when_to_come_back_before_it_tokenizes(serve, monkeyp
         runtime.release()
     assert server.post("/v1/embeddings", {"input": "a"}).status_code == 200
     assert server.model.metrics.rejections == {"overloaded": 4}
+
+
+ROUTES_TO_A_MODEL = (
+    "/v1/embeddings", "/embeddings", "/v1/rerank", "/rerank", "/v1/classify", "/v1/embed", "/v2/embed",
+    "/v1/encode/x", "/v1/score/x", "/score", "/api/embed", "/embed", "/embed_all", "/similarity", "/predict",
+    "/v1/contextualizedembeddings",
+)  # fmt: skip
+
+
+def test_a_full_server_reads_no_body_in_vain(serve, caplog):
+    """Nobody looks whether what is refused in any case is JSON; each refusal is counted and logged."""
+    runtime = FakeRuntime(384)
+    server = serve(runtime=runtime, max_concurrent_requests=1)
+    runtime.hold()
+    with caplog.at_level(logging.INFO, "hilbert.requests"), ThreadPoolExecutor(1) as pool:
+        try:
+            waiting = pool.submit(server.post, "/v1/embeddings", {"input": "a"})
+            wait_until(lambda: server.model.admission.num_requests == 1)
+            for number, route in enumerate(ROUTES_TO_A_MODEL):
+                refused = server.post(route, content=b"{", headers={"x-request-id": f"number-{number}"})
+                assert refused.status_code in (429, 503), (route, refused.text)  # 503: so says SIE
+                assert refused.headers["retry-after"] and "--max-concurrent-requests" in refused.text
+            assert server.post("/v1/tokenize", {"text": "a", "model": "x"}).status_code == 200
+        finally:
+            runtime.release()
+        assert waiting.result().status_code == 200
+        assert server.post("/v1/embeddings", content=b"{").status_code == 400
+        num_refused = len(ROUTES_TO_A_MODEL)
+        wait_until(lambda: len(caplog.records) == num_refused + 1)
+    assert server.model.metrics.rejections == {"overloaded": num_refused}
+    assert server.model.metrics.requests["rejected"] == num_refused
+    assert [r.fields["request_id"] for r in caplog.records[:-1]] == [
+        f"number-{i}" for i in range(num_refused)
+    ]
+    assert all(" model=" in r.message and "code=overloaded" in r.message for r in caplog.records[:-1])
+
+
+def test_a_full_model_does_not_refuse_for_others(serve):
+    runtime = FakeRuntime(384)
+    server = serve("full", "free", runtime=runtime, max_concurrent_requests=1)
+    full, _ = server.registry.list()
+    full.admission.admit(1, 0.0)
+    assert server.post("/v1/embeddings", {"input": "a", "model": "full"}).status_code == 429
+    assert server.post("/v1/embeddings", {"input": "a", "model": "free"}).status_code == 200
+    assert server.post("/v1/embeddings", content=b"{").status_code == 400
 
 
 def test_queued_tokens_are_limited_and_a_lone_large_request_is_not(serve):

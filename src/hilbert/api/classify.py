@@ -11,7 +11,7 @@ import orjson
 
 from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about, check_number, short_floats, usage
 from hilbert.api.call import Call, Reply
-from hilbert.api.exchange import model_for, parsed, written
+from hilbert.api.exchange import model_for, ordered, written
 from hilbert.api.settings import ApiSettings
 from hilbert.core import ClassifyRequest, ClassifyResult, Task
 from hilbert.models import Registry
@@ -77,7 +77,7 @@ class ClassifyRoute:
 
     async def __call__(self, call: Call) -> Reply:
         """Classify texts."""
-        order = await parsed(call, self._max_body_bytes, self._parse)
+        order = await ordered(call, self._models, self._max_body_bytes, self._parse)
         model = await model_for(call, self._models, order.model, Task.CLASSIFY)
         result = await call.unless_gone(model.classify(order.request))
         return Reply(await written(8 * result.scores.size, self._write, result, model.name))

@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from hilbert.api.call import Call
 from hilbert.core import EmbedRequest, EncodeResult, Task
-from hilbert.errors import Forbidden
+from hilbert.errors import Forbidden, Overloaded
 from hilbert.models import Registry, ServedModel
 from hilbert.models.offload import offload
 
@@ -27,6 +27,37 @@ async def parsed(call: Call, max_bytes: int, parse: Callable[[bytes], Parsed]) -
         ClientError: the body is too large, or `parse` refused it.
     """
     return await read(await call.body(max_bytes), parse)
+
+
+async def ordered(call: Call, models: Registry, max_bytes: int, parse: Callable[[bytes], Parsed]) -> Parsed:
+    """The body of a request for a model as `parse` reads it; a full model has none parsed in vain.
+
+    Raises:
+        ClientError: as `parsed`.
+        Overloaded: as `check_room`.
+    """
+    raw = await call.body(max_bytes)
+    check_room(call, models)
+    return await read(raw, parse)
+
+
+def check_room(call: Call, models: Registry) -> None:
+    """Refuse a request before anybody has read what it asks, where that cannot matter.
+
+    It does where several models are served at one path, or the key is for some of them only. With ten times
+    too much load nine requests of ten end here, and each costs those that are computed (bench/overload.py).
+
+    Raises:
+        Overloaded: the one model that it can mean is full.
+    """
+    entry = models.certain(call.prefix)
+    if entry is None or entry.served is None or call.key.models is not None or models.is_draining:
+        return
+    try:
+        entry.served.check_room()
+    except Overloaded:
+        call.entry = entry
+        raise
 
 
 async def read(raw: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 
 from hilbert.api.call import Asked, Call
-from hilbert.errors import CapacityError
+from hilbert.errors import CapacityError, Overloaded
+from hilbert.logs import LateLines
 from hilbert.models import outcome_of
 from hilbert.observability import Metrics, RequestTrace, Stage, Tracer
 
@@ -35,6 +36,7 @@ class Records:
         self._metrics = metrics
         self._slow_seconds = slow_seconds
         self._tracer = tracer
+        self._lines = LateLines(logger)
 
     @property
     def is_tracing(self) -> bool:
@@ -95,7 +97,9 @@ class Records:
         if trace_id:
             fields["trace_id"] = trace_id
         word = "failed" if status >= 400 else "slow"
-        logger.log(level, "%s request: %s", word, _words(fields), extra={"fields": fields})
+        said = f"{word} request: {_words(fields)}"
+        is_one_of_many = isinstance(call.error, Overloaded)
+        self._lines.add(level, (time.time(), said, fields), may_wait=is_one_of_many)
 
 
 def _outcome(call: Call, status: int) -> str:

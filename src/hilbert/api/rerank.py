@@ -14,7 +14,7 @@ import msgspec
 
 from hilbert.api.body import BodyDecoder, MalformedRequest, about, check_number, short_floats, truncates
 from hilbert.api.call import Call, Reply
-from hilbert.api.exchange import model_for, parsed, written
+from hilbert.api.exchange import model_for, ordered, written
 from hilbert.api.settings import ApiSettings
 from hilbert.core import RerankRequest, RerankResult, Scale, Task
 from hilbert.errors import UnsupportedTask
@@ -106,7 +106,7 @@ class RerankRoute:
 
     async def __call__(self, call: Call) -> Reply:
         """Order documents."""
-        order = await parsed(call, self._max_body_bytes, self._parse)
+        order = await ordered(call, self._models, self._max_body_bytes, self._parse)
         model = await model_for(call, self._models, order.model, Task.RERANK)
         result = await call.unless_gone(model.rerank(order.request))
         body = await written(8 * len(result.scores), self._to_json, order, result, model.name)

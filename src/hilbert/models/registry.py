@@ -152,6 +152,10 @@ class Registry:
             )
         return next((entry for entry in able if entry.tasks[0] is task), able[0])
 
+    def certain(self, prefix: str) -> Entry | None:
+        """The model that a request means whatever its body says; None where the body decides."""
+        return self.by_prefix.get(prefix) if prefix else self._only
+
     def named(self, name: str) -> Entry:
         """The model that an operator means; with one model any name means it.
 

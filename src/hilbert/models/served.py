@@ -158,6 +158,20 @@ class ServedModel:
         """Score the classes of texts. Raises as `encode` does."""
         return await self._serve(ClassifyWork(self.facts, self._pairs, self._decided(request)))
 
+    def check_room(self) -> None:
+        """Refuse early what would be refused anyway: whatever a request asks, it does not get in now.
+
+        Raises:
+            Overloaded: the model is full.
+        """
+        if self.metrics.tei is not None:  # which counts refusals by what was asked
+            return
+        try:
+            self.admission.check_room()
+        except ServingError as error:
+            self._count_failure(error)
+            raise
+
     async def spell(
         self, texts: AbstractSequence[str], prompt_name: str | None = None, *, is_framed: bool = True
     ) -> tuple[tuple[Token, ...], ...]:

@@ -76,20 +76,30 @@ class Admission:
         """
         if self.num_requests == 0:
             self._measured_at = now  # time without work says nothing about speed
-        elif self.num_requests >= self.max_concurrent_requests:
+        self.check_room(num_tokens)
+        self.num_requests += 1
+        self.num_queued_tokens += num_tokens
+
+    def check_room(self, num_tokens: int = 1) -> None:
+        """Refuse a request that `admit` would refuse now; by default the smallest that there is.
+
+        Raises:
+            Overloaded: full; says when to come back.
+        """
+        if self.num_requests == 0:
+            return
+        if self.num_requests >= self.max_concurrent_requests:
             raise self._refusal(
                 f"{self.num_requests} requests are in progress; the limit is {self.max_concurrent_requests} "
                 "(--max-concurrent-requests)",
                 self.num_queued_tokens / self.num_requests,
             )
-        elif self.num_queued_tokens + num_tokens > self.max_queued_tokens:
+        if self.num_queued_tokens + num_tokens > self.max_queued_tokens:
             raise self._refusal(
                 f"about {self.num_queued_tokens} tokens are queued and this request has {num_tokens}; the "
                 f"limit is {self.max_queued_tokens} (--max-queued-tokens)",
                 min(self.num_queued_tokens + num_tokens - self.max_queued_tokens, self.num_queued_tokens),
             )
-        self.num_requests += 1
-        self.num_queued_tokens += num_tokens
 
     def complete(self, num_tokens: int, now: float) -> None:
         """A request was answered with vectors: it leaves, and tells how fast things go."""

@@ -10,7 +10,7 @@ import orjson
 from hilbert.api.call import Call, Reply
 from hilbert.api.cohere import protocol
 from hilbert.api.cohere.errors import CohereDialect
-from hilbert.api.exchange import embedded, model_for, parsed, written
+from hilbert.api.exchange import embedded, model_for, ordered, parsed, written
 from hilbert.api.rerank import RerankBody, RerankOrder, RerankRoute
 from hilbert.api.routing import ByField, Claim, Route
 from hilbert.api.settings import ApiSettings
@@ -34,7 +34,7 @@ class EmbedRoute:
 
     async def __call__(self, call: Call) -> Reply:
         """Embed texts or images, in all types that are asked for."""
-        order = await parsed(call, self._max_body_bytes, self._parse)
+        order = await ordered(call, self._models, self._max_body_bytes, self._parse)
         task = Task.IMAGE_EMBED if order.has_media else Task.EMBED
         with called(order.field):
             _, result = await embedded(call, self._models, order.model, order.request, task)

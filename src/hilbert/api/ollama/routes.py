@@ -11,7 +11,7 @@ import numpy as np
 from hilbert import __version__
 from hilbert.api.body import MalformedRequest
 from hilbert.api.call import Call, Reply
-from hilbert.api.exchange import known_name, model_for, parsed, written
+from hilbert.api.exchange import known_name, model_for, ordered, parsed, written
 from hilbert.api.ollama import protocol
 from hilbert.api.ollama.errors import OllamaDialect
 from hilbert.api.routing import Route
@@ -28,7 +28,7 @@ def ollama_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         return await model_for(call, models, known_name(models, name), Task.EMBED)
 
     async def embed(call: Call) -> Reply:
-        body = await parsed(call, settings.max_body_bytes, protocol.EMBED.decode)
+        body = await ordered(call, models, settings.max_body_bytes, protocol.EMBED.decode)
         request = protocol.to_request(body, settings.max_client_batch_size)
         arrived = time.perf_counter()
         model = await find(call, body.model)
@@ -44,7 +44,7 @@ def ollama_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         return Reply(await written(result.num_numbers, write, result, dtype, name, seconds, load_seconds))
 
     async def embeddings(call: Call) -> Reply:
-        body = await parsed(call, settings.max_body_bytes, protocol.EMBEDDINGS.decode)
+        body = await ordered(call, models, settings.max_body_bytes, protocol.EMBEDDINGS.decode)
         if body.prompt is None:
             raise MalformedRequest("`prompt` is missing; send a string.", param="prompt")
         model = await find(call, body.model)

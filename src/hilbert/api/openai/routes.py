@@ -11,7 +11,7 @@ import orjson
 from hilbert.api.call import Call, Reply
 from hilbert.api.cards import Model, ModelList, card, cards
 from hilbert.api.classify import Classification, ClassifyBody, ClassifyRoute
-from hilbert.api.exchange import model_for, parsed, written
+from hilbert.api.exchange import model_for, ordered, written
 from hilbert.api.inputs import for_model, named_places, to_modality
 from hilbert.api.openai import protocol
 from hilbert.api.openai.errors import OpenAIDialect, SharedDialect
@@ -79,7 +79,7 @@ class EmbeddingsRoute:
 
     async def __call__(self, call: Call) -> Reply:
         """Embed inputs."""
-        order = await parsed(call, self._max_body_bytes, self._parse)
+        order = await ordered(call, self._models, self._max_body_bytes, self._parse)
         task = self._task if order.modality is None else _MEDIA_TASKS.get(order.modality, self._task)
         model = await model_for(call, self._models, order.model, task)
         if call.asked is not None:

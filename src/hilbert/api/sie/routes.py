@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from hilbert.api.body import BodyDecoder
 from hilbert.api.call import JSON, Call, Reply
-from hilbert.api.exchange import known_name, model_for, parsed, written
+from hilbert.api.exchange import known_name, model_for, ordered, written
 from hilbert.api.rerank import warning_headers
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
@@ -57,7 +57,7 @@ class _ItemsRoute(Generic[Body, Order]):
 
     async def _read(self, call: Call) -> Order:
         has_msgpack = b"msgpack" in call.headers.get(b"content-type", b"")
-        return await parsed(call, self._max_body_bytes, partial(self._parse, has_msgpack))
+        return await ordered(call, self._models, self._max_body_bytes, partial(self._parse, has_msgpack))
 
     def _parse(self, is_msgpack: bool, raw: bytes) -> Order:
         body = self._decoder.decode_msgpack(raw) if is_msgpack else self._decoder.decode(raw)

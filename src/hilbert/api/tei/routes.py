@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
@@ -17,7 +17,7 @@ import orjson
 from hilbert import __version__
 from hilbert.api.body import MalformedRequest
 from hilbert.api.call import Call, Reply
-from hilbert.api.exchange import model_for, read, written
+from hilbert.api.exchange import check_room, model_for, read, written
 from hilbert.api.rerank import warning_headers
 from hilbert.api.routing import Claim, Handler, Route
 from hilbert.api.settings import ApiSettings
@@ -44,6 +44,7 @@ class Answer:
 # TEI's names, where they are not ours.
 _POOLING = {PoolingMode.LAST: "last_token"}
 
+Order = TypeVar("Order")
 Operation = Callable[[Call, bytes, str | None], Awaitable[Answer]]
 
 
@@ -54,9 +55,13 @@ class Operations:
         self._models = models
         self._max_inputs = settings.max_client_batch_size
 
+    async def _order(self, call: Call, raw: bytes, parse: Callable[[bytes], Order]) -> Order:
+        check_room(call, self._models)
+        return await read(raw, parse)
+
     async def embed(self, call: Call, raw: bytes, name: str | None = None) -> Answer:
         """A vector for each input."""
-        order = await read(raw, partial(protocol.embed_order, max_inputs=self._max_inputs))
+        order = await self._order(call, raw, partial(protocol.embed_order, max_inputs=self._max_inputs))
         model = await model_for(call, self._models, name or order.model, Task.EMBED)
         with called("inputs"):
             result = await call.unless_gone(model.encode(order.asked))
@@ -73,7 +78,7 @@ class Operations:
 
     async def similarity(self, call: Call, raw: bytes, name: str | None = None) -> Answer:
         """The cosine of sentences with another."""
-        order = await read(raw, partial(protocol.similarity_order, max_inputs=self._max_inputs))
+        order = await self._order(call, raw, partial(protocol.similarity_order, max_inputs=self._max_inputs))
         model = await model_for(call, self._models, name or order.model, Task.EMBED)
         with called("inputs"):
             result = await call.unless_gone(model.encode(order.asked))
@@ -81,7 +86,7 @@ class Operations:
 
     async def predict(self, call: Call, raw: bytes, name: str | None = None) -> Answer:
         """Scores of classes."""
-        order = await read(raw, partial(protocol.predict_order, max_inputs=self._max_inputs))
+        order = await self._order(call, raw, partial(protocol.predict_order, max_inputs=self._max_inputs))
         model = await model_for(call, self._models, name or order.model, Task.CLASSIFY)
         with called("inputs"):
             result = await call.unless_gone(model.classify(order.asked))
@@ -90,7 +95,7 @@ class Operations:
 
     async def rerank(self, call: Call, raw: bytes, name: str | None = None) -> Answer:
         """Texts, best first."""
-        order = await read(raw, partial(protocol.rerank_order, max_inputs=self._max_inputs))
+        order = await self._order(call, raw, partial(protocol.rerank_order, max_inputs=self._max_inputs))
         model = await model_for(call, self._models, name or order.model, Task.RERANK)
         with called("texts", of="documents"):
             result = await call.unless_gone(model.rerank(order.asked))
@@ -153,7 +158,7 @@ class Operations:
 
     async def _vectors(self, call: Call, raw: bytes, name: str | None, output: OutputType) -> Answer:
         parse = partial(protocol.vectors_order, output, max_inputs=self._max_inputs)
-        order = await read(raw, parse)
+        order = await self._order(call, raw, parse)
         task = Task.SPARSE_EMBED if output is OutputType.SPARSE else Task.MULTI_EMBED
         model = await model_for(call, self._models, name or order.model, task)
         with called("inputs"):

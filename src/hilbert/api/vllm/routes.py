@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from hilbert.api.call import Call, Reply
-from hilbert.api.exchange import model_for, parsed, written
+from hilbert.api.exchange import model_for, ordered, written
 from hilbert.api.openai.errors import OpenAIDialect
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
@@ -49,7 +49,7 @@ class ScoreRoute:
     async def __call__(self, call: Call) -> Reply:
         """Score pairs."""
         parse = partial(protocol.read_order, max_inputs=self._max_inputs)
-        order = await parsed(call, self._max_body_bytes, parse)
+        order = await ordered(call, self._models, self._max_body_bytes, parse)
         found: list[RerankResult] = []
         name = ""
         for start in range(0, len(order.requests), _AT_ONCE):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from hilbert.api.call import Call, Reply
-from hilbert.api.exchange import embedded, parsed, written
+from hilbert.api.exchange import embedded, ordered, written
 from hilbert.api.routing import Route
 from hilbert.api.settings import ApiSettings
 from hilbert.api.voyage import protocol
@@ -28,7 +28,7 @@ def voyage_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         return protocol.to_contextualized(protocol.contextualized_decoder.decode(raw), limit)
 
     async def multimodal(call: Call) -> Reply:
-        order = await parsed(call, size, read_multimodal)
+        order = await ordered(call, models, size, read_multimodal)
         task = Task.IMAGE_EMBED if order.num_media else Task.EMBED
         with called("inputs"):
             model, result = await embedded(call, models, order.model, order.request, task)
@@ -36,7 +36,7 @@ def voyage_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
         return Reply(await written(result.num_numbers, write, model.name, model.spec))
 
     async def contextualized(call: Call) -> Reply:
-        order = await parsed(call, size, read_contextualized)
+        order = await ordered(call, models, size, read_contextualized)
         try:
             model, result = await embedded(call, models, order.model, order.request)
         except ServingError as error:
