@@ -7,7 +7,8 @@ this one, and reads the child's CPU time before and after. Prints JSON: microsec
 for each kind of request, from a bare ASGI function (the price of uvicorn alone) upwards, so that the
 differences explain the sum. The CPU time of the client is not in it. At the end, what the front door adds:
 the same requests at a second server with 200 keys in a file, every limit set and a log line for each verdict,
-taken in turns with the first.
+taken in turns with the first. And what a refusal costs: a third server, which has no room for one more
+request and, as by default, logs a line for each that it refuses.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ NUM_TOKENS = 98  # the mean of the `mixed` workload
 TEXT = "packed rows of hidden states are attended within their own borders and no token is wasted"
 
 
-def serve(listener: int, keys_file: str) -> None:
+def serve(listener: int, keys_file: str, is_full: bool) -> None:
     """The child: the application on an inherited listening socket; with keys, limits and a log if wanted."""
     import numpy as np
     import uvloop
@@ -59,17 +60,21 @@ def serve(listener: int, keys_file: str) -> None:
             return Output(request.id, dense=rows[: len(request.sequences)])
 
     spec = hub.resolve("bundled")
+    admission = Admission(1_000_000, 1 if is_full else 1024)
+    if is_full:
+        admission.admit(1, 0.0)
     model = ServedModel(
         "bench",
         spec,
         TextProcessor(spec),
         Instant(),
-        Admission(1_000_000, 1024),
+        admission,
         request_timeout_seconds=60.0,
     )
     settings = ApiSettings()
-    if keys_file:
+    if keys_file or is_full:
         log_to_stderr("info")
+    if keys_file:
         much = "rate=1000000 burst=1000000 tokens=1000000000 concurrent=10000"
         settings = ApiSettings(keys_file=keys_file, limits_per_key=much, limits_overall=much)
     app = create_app(Registry([model]), settings)
@@ -139,7 +144,7 @@ class Client(asyncio.Protocol):
         start = self.received.index(b"content-length: ") + 16
         length = int(self.received[start : self.received.index(b"\r\n", start)])
         if len(self.received) >= end + 4 + length:
-            assert self.received.startswith(b"HTTP/1.1 200"), self.received[:500]
+            assert self.received.startswith((b"HTTP/1.1 200", b"HTTP/1.1 429")), self.received[:500]
             self.received = self.received[end + 4 + length :]
             self.next()
 
@@ -182,7 +187,15 @@ def measure(num_requests: int, num_connections: int, repeats: int) -> dict[str, 
         ),
     }
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder, running() as door, running(write_keys(folder)) as guarded:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running() as door,
+        running("--keys-file", write_keys(folder)) as guarded,
+        running("--full") as full,
+    ):
+        for name in (f"text of {NUM_TOKENS} tokens, base64", "one-word text, base64"):
+            runs = sorted(cost(full, kinds[name], num_requests, num_connections) for _ in range(repeats))
+            results[f"refused: {name}"] = {"cpu_us_per_request": round(runs[len(runs) // 2][0], 1)}
         for name, data in kinds.items():
             runs = sorted(cost(door, data, num_requests, num_connections) for _ in range(repeats))
             cpu_us, rate = runs[len(runs) // 2]
@@ -209,12 +222,12 @@ def write_keys(folder: str) -> str:
 
 
 @contextlib.contextmanager
-def running(keys_file: str = "") -> Iterator[tuple[int, int]]:
+def running(*words: str) -> Iterator[tuple[int, int]]:
     """A server; yields its process id and port. Its log goes to a file, as it would."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     listener.set_inheritable(True)
-    command = [sys.executable, __file__, "--serve", str(listener.fileno()), "--keys-file", keys_file]
+    command = [sys.executable, __file__, "--serve", str(listener.fileno()), *words]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, pass_fds=[listener.fileno()], stderr=log)
         listener.close()
@@ -224,7 +237,8 @@ def running(keys_file: str = "") -> Iterator[tuple[int, int]]:
             server.terminate()
             server.wait()
             log.seek(0)
-            lines = [line for line in log if b" ok " not in line and b": 200 keys" not in line]
+            usual = (b" ok ", b": 200 keys", b" status=429 ")
+            lines = [line for line in log if not any(words in line for words in usual)]
             sys.stderr.buffer.writelines(lines)
 
 
@@ -250,9 +264,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--keys-file", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--full", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
-        serve(arguments.serve, arguments.keys_file)
+        serve(arguments.serve, arguments.keys_file, arguments.full)
         return
     results = measure(arguments.requests, arguments.connections, arguments.repeats)
     about = {

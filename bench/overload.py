@@ -6,8 +6,8 @@
 
 Capacity is what a closed loop of 32 connections gets from the same server with the same bodies (`load.py`,
 before and after, the better of the two); the open loop then sends ten times as many per second, whatever is
-answered. Prints JSON. The generator runs on the same machine and takes its share of it: `lag_p99_ms` says how
-late it was itself.
+answered. Prints JSON. The generator runs on the same machine and takes its share of it: `cpu_shares` says how
+much of all CPUs each of the three took, and `lag_p99_ms` how late the generator was itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import INFINITY, MODEL, TMP, make_all, make_model
-from process import MemorySampler, tree_memory
+from process import MemorySampler, process_cpu_seconds, tree_cpu_seconds, tree_memory
 from servers import Live, Server, hilbert_server, infinity_servers, running
 from workloads import Corpus, mixed, write_bodies
 
@@ -46,25 +46,43 @@ def closed(live: Live, bodies: Path, seconds: float) -> float:
     return float(load(live, "closed", *words)["requests_per_second"])
 
 
+def cpu_seconds(live: Live) -> tuple[float, float]:
+    """Processor time that the HTTP process, and all others of the server, have used."""
+    front = process_cpu_seconds(live.pid)
+    return front, tree_cpu_seconds(live.pid) - front
+
+
 def measure(server: Server, bodies: Path, seconds: float, connections: int) -> dict[str, Any]:
     with running(server) as live:
         closed(live, bodies, 2.0)
+        start = cpu_seconds(live)
         capacity = closed(live, bodies, CAPACITY_SECONDS)
+        front_per_answer = (cpu_seconds(live)[0] - start[0]) / (capacity * CAPACITY_SECONDS)
         before = tree_memory(live.pid)
+        start = cpu_seconds(live)
         with MemorySampler(live.pid, interval_seconds=1.0) as sampler:
             flood = load(
                 live, "open", "--bodies", str(bodies), "--rate", str(TIMES * capacity),
                 "--connections", str(connections), "--seconds", str(seconds),
             )  # fmt: skip
+        front, others = (now - then for now, then in zip(cpu_seconds(live), start, strict=True))
         again = closed(live, bodies, AGAIN_SECONDS)  # its process is up within half a second
         capacity = max(capacity, closed(live, bodies, CAPACITY_SECONDS))
         after = tree_memory(live.pid)
+    num_refused, whole = flood["rejected"]["requests"], (os.cpu_count() or 1) * flood["seconds"]
+    refusing = front - flood["accepted"]["requests"] * front_per_answer
     peak = max((sample["rss_mb"] for sample in sampler.samples), default=0.0)
     return {
         "command": server.shown(),
         "capacity_per_second": capacity,
         "sent_per_second": round(flood["requests"] / flood["seconds"], 1),
         "goodput_share": round(flood["goodput_per_second"] / capacity, 3),
+        "front_us_per_refusal": round(refusing / max(1, num_refused) * 1e6, 1),
+        "cpu_shares": {
+            "front": round(front / whole, 3),
+            "workers": round(others / whole, 3),
+            "generator": round(flood["generator_cpu_seconds"] / whole, 3),
+        },
         "full_queue_seconds": round(MAX_CONCURRENT / capacity, 3),
         "again_share": round(again / capacity, 3),
         "rss_mb": {"before": before["rss_mb"], "peak": peak, "after": after["rss_mb"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import statistics
 import threading
@@ -54,16 +55,18 @@ def tree_memory(root: int) -> dict[str, float]:
     }
 
 
+def process_cpu_seconds(pid: int) -> float:
+    """User and system time of all threads of a process; 0 where it has ended."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def tree_cpu_seconds(root: int) -> float:
-    """User and system time of the tree's living processes."""
-    ticks = 0
-    for pid in process_tree(root):
-        try:
-            fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / 100
+    """The same for the tree's living processes together."""
+    return sum(map(process_cpu_seconds, process_tree(root)))
 
 
 @dataclass
