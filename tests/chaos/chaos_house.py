@@ -96,8 +96,9 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     length = int(headers.get("content-length", "0"))
-    while len(body) < length and (more := connection.recv(65536)):
-        body += more
+    with suppress(ConnectionError):
+        while len(body) < length and (more := connection.recv(65536)):
+            body += more
     return int(first[9:12] or 0) if first.startswith("HTTP/1.1 ") else 0, headers, body
 
 

@@ -37,7 +37,9 @@ class Guest:
                 status = 0
                 try:
                     connection.sendall(REQUEST)
-                    status, headers, _ = read_answer(connection)
+                    status, headers, body = read_answer(connection)
+                    if len(body) < int(headers.get("content-length", "0")):
+                        status = 0
                 finally:
                     self.answers.append((sent, status))
                 if headers.get("connection") == "close":

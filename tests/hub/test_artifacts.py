@@ -192,6 +192,25 @@ def test_a_full_disk_says_so(store: ArtifactStore, monkeypatch: pytest.MonkeyPat
         store.commit("key", work, None, {})  # type: ignore[arg-type]
 
 
+def test_a_full_disk_says_so_whatever_a_library_says(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO fails with words of its own, behind which nobody would look for the disk."""
+
+    def fail() -> None:
+        with store.building("key"):
+            raise ModelError("tracing failed: Exception from src/core.cpp:104")
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ModelError, match="tracing failed"):
+        fail()
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(ModelError, match=r"the disk is full.*--cache-dir"):
+        fail()
+
+
 def test_a_cache_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
