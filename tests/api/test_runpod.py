@@ -133,6 +133,16 @@ def test_run_and_status(platform) -> None:
     assert health["jobs"]["completed"] >= 1 and health["workers"]["ready"] == 1
 
 
+def test_the_openapi_document_has_the_jobs(platform) -> None:
+    document = platform.get("/openapi.json").json()
+    assert {"/run", "/runsync", "/status/{id}"} <= set(document["paths"])
+    schemas = document["components"]["schemas"]
+    job = schemas["JobBody"]["properties"]
+    assert set(job) == {"input", "webhook"}
+    error = platform.post("/run", content=b"{").json()
+    assert set(schemas["RunpodError"]["properties"]) == set(error)
+
+
 def test_what_is_no_job(platform) -> None:
     for path in ("/status/unknown", "/v2/any/status/unknown"):
         missing = platform.get(path)

@@ -21,6 +21,8 @@ from hilbert.api.openai.errors import SharedDialect
 from hilbert.api.openai.protocol import EmbeddingsBody, ErrorBody, SharedError
 from hilbert.api.rerank import RerankBody
 from hilbert.api.routing import Route
+from hilbert.api.runpod.errors import RunpodDialect, RunpodError
+from hilbert.api.runpod.routes import JobBody
 from hilbert.api.settings import ApiSettings
 from hilbert.api.sie.errors import SieDialect
 from hilbert.api.sie.protocol import EncodeBody, ExtractBody, ScoreBody, SieError
@@ -43,7 +45,7 @@ _FAILURES = {
     "503": "Loading, recovering, shutting down, or too late; see Retry-After",
 }
 _TEI_FAILURES = {
-    "400": "An input is empty",
+    "400": "The body is no JSON, or an input is empty",
     "422": "The body has the wrong form, or a value or an input is refused",
     "424": "The model cannot do this, or failed on this input",
 }
@@ -72,6 +74,7 @@ _EXAMPLES: dict[Any, dict[str, Any]] = {
     ollama.OllamaEmbedBody: {"model": "default", "input": _TEXTS},
     ollama.OllamaEmbeddingsBody: {"model": "default", "prompt": _TEXTS[0]},
     ollama.OllamaShowBody: {"model": "default"},
+    JobBody: {"input": {"model": "default", "input": _TEXTS}},
     ExtractBody: {"items": [{"id": "a", "text": _TEXTS[0]}]},
     EncodeBody: {"items": [{"id": "a", "text": _TEXTS[0]}], "params": {"output_types": ["dense"]}},
 }
@@ -167,6 +170,8 @@ def _error_type(route: Route) -> Any:
         return tei.TeiError
     if isinstance(route.dialect, OllamaDialect):
         return ollama.OllamaError
+    if isinstance(route.dialect, RunpodDialect):
+        return RunpodError
     if isinstance(route.dialect, InfinityDialect):
         return InfinityError
     return SieError if isinstance(route.dialect, SieDialect) else ErrorBody

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import orjson
 
 from hilbert.api.call import Call, Reply
@@ -16,6 +17,16 @@ _TYPES = {
     429: "RateLimitError",
     503: "ServiceUnavailableError",
 }
+
+
+class RunpodError(msgspec.Struct):
+    """The body of every status from 400 up, and the output of a job that failed."""
+
+    object: str
+    message: str
+    type: str
+    param: str | None
+    code: int
 
 
 class RunpodDialect:

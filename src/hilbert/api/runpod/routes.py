@@ -36,7 +36,7 @@ _PLATFORM = ("run", "runsync", "status", "stream", "cancel", "purge-queue")
 class JobBody(msgspec.Struct):
     """A job to do. Unknown fields, such as `policy`, are ignored."""
 
-    input: msgspec.Raw = msgspec.Raw(b"null")
+    input: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
     webhook: str | None = None
 
 
