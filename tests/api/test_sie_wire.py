@@ -203,7 +203,7 @@ def test_classes_of_items(classifier):
 def test_a_profile_behind_the_name(serve):
     server = serve("org/small", "other")
     asked = {"items": [{"text": "a"}]}
-    for name in ("org/small", "org/small:fast"):
+    for name in ("org/small", "org/small:fast", "default:/org/small", "default:/org/small:fast"):
         assert server.post(f"/v1/encode/{name}", asked).json()["model"] == "org/small"
     assert server.post("/v1/encode/org/large:fast", asked).json()["detail"]["code"] == "MODEL_NOT_FOUND"
 

@@ -64,7 +64,10 @@ class _ItemsRoute(Generic[Body, Order]):
         return self._to_order(body, self._max_items)
 
     async def _model(self, call: Call, task: Task, name: str | None = None) -> ServedModel:
-        return await model_for(call, self._models, known_name(self._models, call.tail or name), task)
+        name = call.tail or name
+        if name is not None and self._models.find(name) is None:
+            name = name.rpartition(":/")[2]  # SIE's gateway takes the bundle that is to serve it, too
+        return await model_for(call, self._models, known_name(self._models, name), task)
 
 
 class EncodeRoute(_ItemsRoute[protocol.EncodeBody, protocol.Order]):
