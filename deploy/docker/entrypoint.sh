@@ -12,7 +12,7 @@ urllib.request.urlopen(url, timeout=4).close()' "${2:-/healthz}"
         ;;
     -*) set -- serve "$@" ;;
     "" | serve) [ "$#" -gt 0 ] || set -- serve ;;
-    v2 | tei | runpod | models | verify | export) ;;
+    v1 | v2 | tei | runpod | models | verify | export) ;;
     keys | authz | config | status) exec hilbert "$@" ;;
     *) exec "$@" ;;
 esac

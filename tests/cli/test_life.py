@@ -112,6 +112,7 @@ def test_a_model_that_is_not_there(tmp_path) -> None:
     [
         (("serve", "--port", "x"), 2, "hilbert serve: --port 'x' cannot be used: give a whole number"),
         (("v2", "--batch-size", "x"), 2, "hilbert v2: --batch-size 'x'"),
+        (("v1", "--batch-size", "x"), 2, "hilbert v2: --batch-size 'x'"),
         (
             ("v2", *("--model-id", "a", "--model-id", "b"), *("--dtype", "auto") * 3),
             1,

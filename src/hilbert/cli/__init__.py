@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _SERVE_VERBS = ("serve", "v2", "tei")
+# Infinity's older command line: of the same flags, for one model.
+_OLD_VERBS = {"v1": "v2"}
 # What `[serve]` brings: a missing one of these means that the bare package is installed.
 _SERVE_MODULES = frozenset(
     {
@@ -53,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(f"hilbert {__version__}")
             return 0
-        if words and words[0] in _SERVE_VERBS:
-            return _serve(words[0], words[1:])
+        verb = _OLD_VERBS.get(words[0], words[0]) if words else ""
+        if verb in _SERVE_VERBS:
+            return _serve(verb, words[1:])
         if words[:1] == ["runpod"]:
             return _runpod(words[1:])
         from hilbert.cli.app import run

@@ -32,7 +32,7 @@ over `--preset`, that over the default. This page is made from the code (`make d
 _INFINITY = """\
 ## Coming from Infinity
 
-`hilbert v2 …` takes Infinity's command line. The flags above keep their names; `--host` is
+`hilbert v2 …` (and `v1`) takes Infinity's command line. The flags above keep their names; `--host` is
 `0.0.0.0` by default there, as in Infinity. Different on purpose: `--trust-remote-code` is off unless
 given. These flags (and their `INFINITY_*` variables) are
 accepted, have no effect here and say so once: {flags}. `--device-id 1` together with `--device cuda`
