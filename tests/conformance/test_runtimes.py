@@ -17,6 +17,7 @@ from engines_house import KINDS, padded_family, ship_onnx
 
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
 from hilbert.hub import resolve
+from hilbert.models.facts import answers_of, sizes_of, usual_size
 from hilbert.runtimes import Runtime, RuntimeSettings, load_runtime, matrix
 from hilbert.testing.runtime import FakeRuntime
 
@@ -61,6 +62,7 @@ OUTSIDE = [c for c in CASES if c.engine and not matrix.MATRIX[c.kind][1][c.engin
 @dataclass
 class Loaded:
     case: Case
+    spec: ModelSpec | None
     runtime: Runtime[Any]
     vocab_size: int
     together: BatchOutput
@@ -102,6 +104,7 @@ def loaded(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Loaded]:
     case: Case = request.param
+    spec = None
     if case.kind == "fake":
         runtime: Runtime[Any] = FakeRuntime(outputs=frozenset(OutputType))
         vocab_size = 500
@@ -111,7 +114,7 @@ def loaded(
         settings = RuntimeSettings(engine=case.engine, dtype=case.dtype, device="cpu", cache_dir=cache)
         runtime, vocab_size = load_runtime(spec, settings), spec.vocab_size
     together = runtime.run(runtime.prepare(Batch(sequences(vocab_size), runtime.info.outputs)))
-    yield Loaded(case, runtime, vocab_size, together)
+    yield Loaded(case, spec, runtime, vocab_size, together)
     runtime.close()
 
 
@@ -171,6 +174,25 @@ def test_it_returns_what_the_table_says(loaded: Loaded) -> None:
         assert {row.shape[-1] for row in found} == {widths[kind]}
         if kind is OutputType.MULTIVECTOR:
             assert [len(row) for row in found] == LENGTHS
+
+
+def test_what_is_told_of_a_model_is_true_before_and_after_it_is_loaded(loaded: Loaded) -> None:
+    spec, info = loaded.spec, loaded.runtime.info
+    if spec is None:
+        return
+    sizes, before = sizes_of(spec, info), sizes_of(spec, None)
+    assert set(sizes) == info.outputs - {OutputType.LOGITS}
+    for kind, size in sizes.items():
+        assert before.get(kind, size) == size and (kind in before or spec.kind == "other")
+        if kind is OutputType.SPARSE:
+            assert max(int(v.token_ids.max()) for v in loaded.together.sparse or ()) < size <= 1000
+        else:
+            assert {row.shape[-1] for row in rows(loaded.together, kind, loaded.vocab_size)} == {size}
+    assert usual_size(spec, info) == {"cross-encoder": None, "sparse": sizes.get(OutputType.SPARSE)}.get(
+        loaded.case.kind, next(iter(sizes.values()), None)
+    )
+    assert ("json" in answers_of(spec, info)) == (loaded.case.kind == "cross-encoder")
+    assert set(answers_of(spec, info)) <= set(answers_of(spec, None))
 
 
 def test_alone_equals_in_company(loaded: Loaded) -> None:

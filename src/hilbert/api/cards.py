@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from hilbert.core import OutputType
 from hilbert.models import Entry, State
-
-# What clients know of a model; logits are seen as scores only.
-_SHOWN = (OutputType.DENSE, OutputType.SPARSE, OutputType.MULTIVECTOR)
+from hilbert.models.facts import answers_of, sizes_of
 
 
 class LoadError(msgspec.Struct):
@@ -40,7 +37,11 @@ class Stats(msgspec.Struct):
 
 
 class Model(msgspec.Struct):
-    """One configured model. What only its files or its runtime know is null until they were seen."""
+    """One configured model. What only its files or its runtime know is null until they were seen.
+
+    `dimensions` is the length of the vectors that it is there for: sparse ones are as long as the vocabulary,
+    token vectors have the length of one; null for a reranker or a classifier. `dims` has all of them.
+    """
 
     id: str
     object: str
@@ -79,7 +80,8 @@ class ModelList(msgspec.Struct):
 
 def card(entry: Entry) -> Model:
     """What is known of a model now."""
-    spec, admission, metrics, resident = entry.spec, entry.admission, entry.metrics, entry.resident
+    spec, info = entry.spec, entry.runtime_info
+    admission, metrics, resident = entry.admission, entry.metrics, entry.resident
     max_model_len = None if spec is None else spec.max_model_len
     is_loaded = entry.served is not None
     return Model(
@@ -108,8 +110,8 @@ def card(entry: Entry) -> Model:
         ),
         name=entry.name,
         inputs=["text"] if spec is None else [modality.value for modality in spec.modalities],
-        outputs=[output.value for output in _SHOWN if output in entry.outputs],
-        dims=_dims(entry),
+        outputs=[] if spec is None else list(answers_of(spec, info)),
+        dims={} if spec is None else {output.value: size for output, size in sizes_of(spec, info).items()},
         loaded=is_loaded,
         state=entry.state.value,
         last_error=_last_error(entry),
@@ -122,18 +124,6 @@ def cards(entries: tuple[Entry, ...]) -> ModelList:
     """The body of `/v1/models`."""
     found = [card(entry) for entry in entries]
     return ModelList("list", found, found)
-
-
-def _dims(entry: Entry) -> dict[str, int]:
-    info, spec = entry.runtime_info, entry.spec
-    if spec is None:
-        return {}
-    sizes = {
-        OutputType.DENSE: entry.dimensions or 0,
-        OutputType.SPARSE: spec.sparse_dimensions,
-        OutputType.MULTIVECTOR: 0 if info is None else info.token_dimensions,
-    }
-    return {output.value: sizes[output] for output in _SHOWN if output in entry.outputs and sizes[output]}
 
 
 def _last_error(entry: Entry) -> LoadError | None:

@@ -19,6 +19,7 @@ from hilbert.core import (
     tasks_of,
 )
 from hilbert.hub.artifacts import exported_of
+from hilbert.models.facts import shape_text, usual_size
 from hilbert.programs.choose import plan
 
 
@@ -36,7 +37,8 @@ def describe(spec: ModelSpec) -> str:
         ("family", " ".join(filter(None, (spec.family or spec.kind, f"({spec.architecture})")))),
         ("chain", " → ".join(_module(module) for module in spec.modules) or "none"),
         ("normalized", "yes" if spec.normalize else "no"),
-        ("dimensions", str(spec.dimensions)),
+        ("dimensions", str(usual_size(spec, None) or "none")),
+        ("answers", shape_text(spec, None)),
         *([("towers", ", ".join(map(_tower, spec.towers)))] if spec.towers else []),
         ("tokens", "any number" if spec.max_model_len is None else f"at most {spec.max_model_len}"),
         ("similarity", spec.similarity),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hilbert.cli.runtime import resolve_model, runtime_settings
 from hilbert.config import ServerSettings
+from hilbert.models.facts import shape_text
 from hilbert.runtimes import load_runtime
 from hilbert.runtimes.tracing import one_child
 
@@ -21,7 +22,6 @@ def preload(settings: ServerSettings) -> int:
             info = runtime.info
             runtime.close()
             print(
-                f"{model.name}: ready ({info.program}, {info.engine}, {info.dtype}, "
-                f"{info.dimensions} dimensions)"
+                f"{model.name}: ready ({info.program}, {info.engine}, {info.dtype}): {shape_text(spec, info)}"
             )
     return 0

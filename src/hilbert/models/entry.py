@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hilbert.core import ModelSpec, OutputType, Task, tasks_of
 from hilbert.engine.base import Health
 from hilbert.errors import EngineError, ServingError
-from hilbert.models.facts import dimensions_of, outputs_of
+from hilbert.models.facts import outputs_of, usual_size
 from hilbert.models.residency import Resident, State
 from hilbert.models.served import ServedModel
 from hilbert.observability import ModelMetrics
@@ -123,8 +123,8 @@ class Entry:
 
     @property
     def dimensions(self) -> int | None:
-        """Numbers in a dense vector."""
-        return None if self.spec is None else dimensions_of(self.spec, self.runtime_info)
+        """Numbers in the vector that it is there for; None where it makes none, or none is known yet."""
+        return None if self.spec is None else usual_size(self.spec, self.runtime_info)
 
     @property
     def runtime_info(self) -> RuntimeInfo | None:

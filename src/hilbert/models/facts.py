@@ -20,6 +20,7 @@ from hilbert.core import (
 )
 from hilbert.errors import InvalidInput, UnsupportedTask
 from hilbert.processors import StaticQueries, TextProcessor
+from hilbert.programs.choose import token_dimensions
 from hilbert.runtimes import matrix
 from hilbert.runtimes.base import RuntimeInfo
 
@@ -36,6 +37,7 @@ _LACKING = {
     OutputType.MULTIVECTOR: "no vector for each token",
     OutputType.LOGITS: "no classification head",
 }
+_ANSWERS_OF_LOGITS = ((Task.RERANK, "score"), (Task.CLASSIFY, "json"))
 
 
 def outputs_of(spec: ModelSpec, info: RuntimeInfo | None) -> frozenset[OutputType]:
@@ -44,6 +46,8 @@ def outputs_of(spec: ModelSpec, info: RuntimeInfo | None) -> frozenset[OutputTyp
         return info.outputs
     if any(isinstance(m, ClassifierModule | LogitScoreModule) for m in spec.modules):
         return frozenset({OutputType.LOGITS})
+    if spec.kind == "other":
+        return matrix.returned(spec, "torch")
     tasks = tasks_of(spec)
     return frozenset(output for output, task in _TASK_OF.items() if task in tasks)
 
@@ -51,6 +55,49 @@ def outputs_of(spec: ModelSpec, info: RuntimeInfo | None) -> frozenset[OutputTyp
 def dimensions_of(spec: ModelSpec, info: RuntimeInfo | None) -> int:
     """Numbers in a dense vector, likewise."""
     return spec.dimensions if info is None else info.dimensions
+
+
+def sizes_of(spec: ModelSpec, info: RuntimeInfo | None) -> dict[OutputType, int]:
+    """Numbers in one vector of each kind that it returns, where nobody asks for fewer.
+
+    What only a loaded model knows is left out until then.
+    """
+    is_own_affair = spec.kind == "other"
+    if is_own_affair and info is None:
+        return {}
+    dense = dimensions_of(spec, info)
+    sizes = {
+        OutputType.DENSE: min(dense, spec.truncate_dim or dense),
+        OutputType.SPARSE: dense if is_own_affair else spec.sparse_dimensions,
+        OutputType.MULTIVECTOR: token_dimensions(spec) if info is None else info.token_dimensions,
+    }
+    returned = outputs_of(spec, info)
+    return {output: size for output, size in sizes.items() if output in returned and size}
+
+
+def answers_of(spec: ModelSpec, info: RuntimeInfo | None) -> tuple[str, ...]:
+    """What clients are answered, in SIE's words: kinds of vector, `score` of rerankers, `json` of classes."""
+    returned = outputs_of(spec, info)
+    vectors = [
+        o.value for o in (OutputType.DENSE, OutputType.SPARSE, OutputType.MULTIVECTOR) if o in returned
+    ]
+    if OutputType.LOGITS not in returned:
+        return tuple(vectors)
+    tasks = tasks_of(spec)
+    return (*vectors, *(word for task, word in _ANSWERS_OF_LOGITS if task in tasks))
+
+
+def usual_size(spec: ModelSpec, info: RuntimeInfo | None) -> int | None:
+    """Numbers in the vector that it is there for: of its task, else the first; None where it makes none."""
+    sizes = sizes_of(spec, info)
+    usual = (size for output, size in sizes.items() if _TASK_OF[output] is spec.task)
+    return next(usual, next(iter(sizes.values()), None))
+
+
+def shape_text(spec: ModelSpec, info: RuntimeInfo | None) -> str:
+    """Its answers in words, such as ``dense of 384 numbers, score``."""
+    sizes = {output.value: size for output, size in sizes_of(spec, info).items()}
+    return ", ".join(f"{a} of {sizes[a]} numbers" if a in sizes else a for a in answers_of(spec, info))
 
 
 @dataclass(frozen=True)
@@ -83,7 +130,7 @@ class Facts:
     @property
     def token_dimensions(self) -> int:
         """Numbers in a token vector; 0 where there are none, or none are known yet."""
-        return 0 if self.info is None else self.info.token_dimensions
+        return token_dimensions(self.spec) if self.info is None else self.info.token_dimensions
 
     @property
     def skips_first(self) -> bool:

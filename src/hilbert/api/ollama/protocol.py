@@ -174,7 +174,8 @@ def to_show(entry: Entry) -> OllamaShow:
     about: dict[str, Any] = {"general.architecture": family}
     if spec is not None:
         about[f"{family}.context_length"] = spec.max_model_len
-        about[f"{family}.embedding_length"] = entry.dimensions
+        if entry.dimensions is not None:
+            about[f"{family}.embedding_length"] = entry.dimensions
     able = ["embedding"] if OutputType.DENSE in entry.outputs else []
     return OllamaShow("", "", "", _details(entry), about, able)
 
