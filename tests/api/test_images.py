@@ -207,6 +207,8 @@ def test_a_bad_image_is_named_by_its_place(eyes, source, words):
         ("data:image/png;base64,abc", "not valid base64"),
         ("data:image/png;base64,!!!", "not valid base64"),
         ("data:image/png;base64,", "empty"),
+        ("notaurl", "'notaurl' is no URL, as it does not begin with http:// or https://, no data URI"),
+        ("n" * 99, "99 characters"),
     ],
 )
 def test_what_is_no_source_is_a_matter_of_form_on_infinitys_routes(eyes, source, word):

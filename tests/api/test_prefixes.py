@@ -92,6 +92,15 @@ def test_a_model_that_is_away_is_listed(three) -> None:
     assert model["loaded"] is False and model["dims"] == {} and model["tasks"] == []
 
 
+def test_an_operator_names_the_model(three) -> None:
+    for body in ({}, {"model": None}, {"model": ""}):
+        reply = three.post("/admin/models/unload", body)
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "model"
+        assert reply.json()["error"]["message"].startswith("`model` is missing; name the one that is meant. ")
+        assert "e5 (at /)" in reply.json()["error"]["message"]
+    assert three.post("/admin/models/unload", {"model": "nope"}).status_code == 404
+
+
 def test_without_a_name_the_first_that_can(serve, served) -> None:
     server = serve("one", "two")
     assert answered(server, "/v1/embeddings") == "one"

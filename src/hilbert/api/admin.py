@@ -100,7 +100,7 @@ def admin_routes(
     def changing(change: Callable[[Memory, Entry], Awaitable[object]]) -> Handler:
         async def handler(call: Call) -> Reply:
             body = _decoder.decode(await call.body(settings.max_body_bytes))
-            entry = models.named(body.model or "")
+            entry = models.named(body.model)
             if entry.memory is not None:  # else it was given loaded and stays so
                 await change(entry.memory, entry)
             return Reply(msgspec.json.encode(card(entry)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sized
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping, Sized
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +21,21 @@ _ESCAPE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.S
 )
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
+_STEP = re.compile(r"\[(\d+)\]|\.?([^.\[]+)")
+_MAX_SHOWN = 50
+
+# What to send in fields that several dialects have.
+DIMENSIONS = (
+    "an integer from 1 to the length of the model's vectors (`dimensions` in GET /v1/models), or leave it "
+    "out for all"
+)
+_FORMS = {
+    "dimensions": DIMENSIONS,
+    "output_dimension": DIMENSIONS,
+    "top_n": "an integer, 1 or more, or leave it out for all",
+    "top_k": "an integer, 1 or more, or leave it out for all",
+    "model": "a name that GET /v1/models lists",
+}
 
 
 def about(text: str) -> msgspec.Meta:
@@ -95,7 +111,7 @@ class BodyDecoder(Generic[Body]):
     def __init__(self, type_: type[Body], forms: Mapping[str, str] | None = None) -> None:
         self._decoder = msgspec.json.Decoder(type_)
         self._msgpack = msgspec.msgpack.Decoder(type_)
-        self._forms = forms or {}
+        self._forms = {**_FORMS, **(forms or {})}
 
     def decode(self, body: bytes) -> Body:
         """Parse a body.
@@ -107,7 +123,7 @@ class BodyDecoder(Generic[Body]):
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError as error:
-            raise self._wrong_type(str(error)) from None
+            raise self._wrong_type(str(error), orjson.loads, body) from None
         except UnicodeDecodeError as error:
             raise UnreadableBody(f"The body is not valid UTF-8: {error.reason}.") from None
         except RecursionError:
@@ -132,15 +148,38 @@ class BodyDecoder(Generic[Body]):
         try:
             return self._msgpack.decode(body)
         except msgspec.ValidationError as error:
-            raise self._wrong_type(str(error), "an object in msgpack") from None
+            raise self._wrong_type(str(error), msgspec.msgpack.decode, body) from None
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError included
             raise UnreadableBody(f"The request body is not valid msgpack: {error}.") from None
 
-    def _wrong_type(self, message: str, form: str = "a JSON object") -> MalformedRequest:
+    def _wrong_type(self, message: str, read: Callable[[bytes], Any], body: bytes) -> MalformedRequest:
         place = _PLACE.search(message)
         if place is None:
-            return MalformedRequest(f"The request body must be {form}: {message.lower()}.")
-        param = re.split(r"[\[.]", place[1], maxsplit=1)[0]
+            whole = "a JSON object" if read is orjson.loads else "an object in msgpack"
+            return MalformedRequest(f"The request body must be {whole}: {message.lower()}.")
+        steps = [name for _, name in _STEP.findall(place[1]) if name] or [place[1]]
+        param = steps[0]
         said = message[: place.start()]
-        wanted = f" Send {self._forms[param]}." if param in self._forms else ""
-        return MalformedRequest(f"{place[1]}: {said[:1].lower()}{said[1:]}.{wanted}", param=param)
+        form = self._forms.get(param) or _FORMS.get(steps[-1])
+        wanted = f" Send {form}." if form else ""
+        value = _shown(read, body, place[1])
+        return MalformedRequest(f"{place[1]}{value}: {said[:1].lower()}{said[1:]}.{wanted}", param=param)
+
+
+def _shown(read: Callable[[bytes], Any], body: bytes, place: str) -> str:
+    """`` is 'value'`` where that is short to say, else nothing: a number, a word, no list and no object."""
+    try:
+        value = read(body)
+        for index, name in _STEP.findall(place):
+            value = value[int(index) if index else name]
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+    ):  # the place is no path: `[...]`, or a key with dots
+        return ""
+    if not isinstance(value, str | int | float):
+        return ""
+    text = json.dumps(value, ensure_ascii=False)
+    return f" is {text}" if len(text) <= _MAX_SHOWN else f" is {text[:_MAX_SHOWN]}…"

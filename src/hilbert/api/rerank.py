@@ -83,7 +83,8 @@ class RerankOrder:
     is_voyage: bool
 
 
-_decoder = BodyDecoder(RerankBody, {"documents": _DOCUMENT_FORMS})
+_QUERY_FORMS = "a string, or an object with `text`; each query is a request of its own"
+_decoder = BodyDecoder(RerankBody, {"documents": _DOCUMENT_FORMS, "query": _QUERY_FORMS})
 
 
 class RerankRoute:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FETCHES_PER_REQUEST = 16
 # Decoding a megabyte of base64 takes about a millisecond.
 _INLINE_CHARS = 256 * 1024
+_MAX_SHOWN = 40
 _WHITESPACE = str.maketrans("", "", " \t\r\n")
 
 
@@ -115,7 +116,8 @@ def decode(text: str) -> bytes:
 
 
 def _decode(text: str) -> bytes:
-    if text[:5].lower() == "data:":
+    is_data = text[:5].lower() == "data:"
+    if is_data:
         head, comma, text = text.partition(",")
         if not comma:
             raise MalformedMedia("The data URI has no comma, after which its data would begin.")
@@ -126,7 +128,17 @@ def _decode(text: str) -> bytes:
     try:
         return binascii.a2b_base64(text.translate(_WHITESPACE), strict_mode=True)
     except (binascii.Error, ValueError) as error:
-        raise MalformedMedia(f"It is not valid base64: {str(error)[:1].lower()}{str(error)[1:]}.") from None
+        why = f"{str(error)[:1].lower()}{str(error)[1:]}"
+        if is_data:
+            raise MalformedMedia(f"It is not valid base64: {why}.") from None
+        raise MalformedMedia(
+            f"{_shown(text)} is no URL, as it does not begin with http:// or https://, no data URI, and not "
+            f"valid base64 ({why}); send one of the three."
+        ) from None
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]!r}… ({len(text)} characters)"
 
 
 def _decode_all(refs: list[tuple[int, MediaRef]]) -> list[tuple[int, Media]]:

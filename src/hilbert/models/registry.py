@@ -156,13 +156,18 @@ class Registry:
         """The model that a request means whatever its body says; None where the body decides."""
         return self.by_prefix.get(prefix) if prefix else self._only
 
-    def named(self, name: str) -> Entry:
-        """The model that an operator means; with one model any name means it.
+    def named(self, name: str | None) -> Entry:
+        """The model that an operator means; with one model any name means it, and none.
 
         Raises:
+            InvalidInput: there are several, and no name is given.
             ModelNotFound: none has this name.
         """
-        entry = self._only or self._by_name.get(name)
+        if self._only is None and not name:
+            raise InvalidInput(
+                f"`model` is missing; name the one that is meant. {self._known()}", param="model"
+            )
+        entry = self._only or self._by_name.get(name or "")
         if entry is None:
             raise ModelNotFound(f"The model {name!r} is not configured here. {self._known()}", param="model")
         return entry

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import orjson
 
-from hilbert.api.body import BodyDecoder, MalformedRequest, Usage, about, usage
+from hilbert.api.body import DIMENSIONS, BodyDecoder, MalformedRequest, Usage, about, usage
 from hilbert.api.inputs import INPUT_FORMS
 from hilbert.api.openai.protocol import Embedding, EmbeddingsBody
 from hilbert.api.rerank import RerankOrder, scored
@@ -135,7 +135,8 @@ def _number(value: int | str | None) -> int | None:
         return int(value)
     except ValueError:
         raise MalformedRequest(
-            f"`dimensions` is {value[:50]!r} of type str, and no number; send an integer.", param="dimensions"
+            f"`dimensions` is {value[:50]!r} of type str, and no number; send {DIMENSIONS}.",
+            param="dimensions",
         ) from None
 
 
