@@ -40,6 +40,10 @@ def test_where_a_key_may_stand(keys: Keys, name: str, value: str) -> None:
 
 def test_either_header_will_do_and_none_is_said(keys: Keys) -> None:
     assert keys.identify({b"authorization": b"Bearer old", b"x-api-key": b"tok_file"}).label == "alice"
+    both = {b"authorization": b"Bearer tok_file", b"x-api-key": b"tok_single"}
+    assert keys.identify(both).label == "alice"  # the one in `Authorization`
+    both = {b"authorization": b"tok_single", b"x-api-key": b"tok_file"}
+    assert keys.identify(both).label == "api-key"
     with pytest.raises(Unauthorized, match="needed"):
         keys.identify({})
     with pytest.raises(Unauthorized, match="wrong"):

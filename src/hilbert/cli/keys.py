@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +17,6 @@ KeysFile = Annotated[
 ]
 _DEFAULT_FILE = Path("api_keys.txt")
 _COUNT = re.compile(r'^hilbert_key_(requests|tokens)_total\{key="((?:[^"\\]|\\.)*)"\} (\S+)$', re.M)
-_TIMEOUT_SECONDS = 10
 
 
 @keys.command()
@@ -30,7 +28,7 @@ def add(
     admin: Annotated[bool, typer.Option("--admin", help="It may load and unload models.")] = False,
     hashed: Annotated[bool, typer.Option("--hashed", help="Write only its SHA-256 into the file.")] = False,
 ) -> None:
-    """Make a key, add it to the file, and print it."""
+    """Make a key, add it to the file, and print it. A label may have several, as while a key is replaced."""
     from hilbert.access import edit
 
     settings = [f"models={models}"] if models else []
@@ -38,7 +36,14 @@ def add(
     settings += limits.replace(",", " ").split()
     with _clear_errors():
         token = edit.add(keys_file, label, " ".join(settings), is_hashed=hashed)
+        same = [key.digest.hex()[:8] for key in edit.keys_of(keys_file) if key.label == label]
     typer.echo(token)
+    if len(same) > 1:
+        typer.echo(
+            f"hilbert keys: {label} has {len(same)} keys now, the new one is {same[-1]}; `hilbert keys "
+            f"revoke` removes one by its digits ({', '.join(same[:-1])}), or all by the label",
+            err=True,
+        )
 
 
 @keys.command("list")
@@ -77,8 +82,7 @@ def usage(
     ] = "http://127.0.0.1:7997",
 ) -> None:
     """Say how many requests and tokens each key has used since the server started."""
-    with _clear_errors():
-        rows = _usage(url)
+    rows = _usage(url)
     if not rows:
         typer.echo("no key has been used")
     width = max((len(label) for label in rows), default=0)
@@ -88,15 +92,11 @@ def usage(
 
 
 def _usage(url: str) -> dict[str, dict[str, int]]:
-    from hilbert.access.edit import CannotEdit
+    from hilbert.cli.remote import fetch, no_hilbert
 
-    if not url.startswith(("http://", "https://")):
-        raise CannotEdit(f"--url {url!r} must begin with http:// or https://")
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=_TIMEOUT_SECONDS) as reply:
-            text = reply.read().decode()
-    except OSError as error:
-        raise CannotEdit(f"no server answers at {url} ({error})") from None
+    text = fetch("GET", url, "/metrics").text
+    if "hilbert_" not in text:
+        raise no_hilbert(url)
     rows: dict[str, dict[str, int]] = {}
     for name, label, number in _COUNT.findall(text):
         rows.setdefault(re.sub(r"\\(.)", r"\1", label), {})[name] = int(float(number))

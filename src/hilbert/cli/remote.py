@@ -14,6 +14,8 @@ from hilbert.errors import ServingError
 DEFAULT_URL = "http://127.0.0.1:7997"
 # Loading may mean downloading.
 _TIMEOUT_SECONDS = 600.0
+# One of them is in every answer that is shown here.
+_MEMBERS = {"data", "stats", "models"}
 _CLEAR = "\x1b[H\x1b[2J"
 
 Url = Annotated[str, typer.Option("--url", envvar="HILBERT_URL", metavar="URL", help="Where the server is.")]
@@ -28,29 +30,52 @@ class RemoteError(ServingError):
     """The server cannot be reached, or refuses."""
 
 
-def ask(method: str, url: str, path: str, api_key: str, body: Any = None) -> Any:
-    """The server's answer.
+def fetch(method: str, url: str, path: str, api_key: str = "", body: Any = None) -> httpx2.Response:
+    """The server's answer, which is a good one.
 
     Raises:
         RemoteError: what went wrong, in its words.
     """
+    if not url.startswith(("http://", "https://")):
+        raise RemoteError(
+            f"--url {url!r} is no address; it begins with http:// or https://, as {DEFAULT_URL}"
+        )
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         reply = httpx2.request(
             method, url.rstrip("/") + path, json=body, headers=headers, timeout=_TIMEOUT_SECONDS
         )
-    except httpx2.TransportError as error:
+    except httpx2.RequestError as error:
         raise RemoteError(
             f"no server answers at {url} ({error}); start one with `hilbert serve`, or name another one "
             "with --url"
         ) from None
+    except (httpx2.InvalidURL, UnicodeError) as error:
+        raise RemoteError(f"--url {url!r} is no address: {error}") from None
     if reply.is_success:
-        return reply.json()
+        return reply
     try:
         message = reply.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = reply.text[:500]
     raise RemoteError(f"{url} answers {reply.status_code}: {message}")
+
+
+def ask(method: str, url: str, path: str, api_key: str, body: Any = None) -> Any:
+    """What the server says of itself. Raises as `fetch`, and where whoever answers is no such server."""
+    reply = fetch(method, url, path, api_key, body)
+    try:
+        found = reply.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not _MEMBERS & found.keys():
+        raise no_hilbert(url)
+    return found
+
+
+def no_hilbert(url: str) -> RemoteError:
+    """The error that somebody else answers there."""
+    return RemoteError(f"whoever answers at {url} is no Hilbert server; name another one with --url")
 
 
 def models_table(models: list[dict[str, Any]]) -> str:
