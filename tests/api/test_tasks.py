@@ -151,6 +151,7 @@ BAD_FORMS = [
     ({"documents": ["a"]}, "query", "missing"),
     ({"query": None, "documents": ["a"]}, "query", "missing"),
     ({"query": 7, "documents": ["a"]}, "query", "int"),
+    ({"query": ["a"], "documents": ["a"]}, "query", "Send a string, or an object with `text`"),
     ({"query": {}, "documents": ["a"]}, "query", "without a string `text`"),
     ({"query": "a"}, "documents", "missing"),
     ({"query": "a", "documents": []}, "documents", "empty list"),
@@ -286,9 +287,19 @@ def test_late_interaction_models_answer_token_vectors_on_embeddings(processor, s
 
 
 def test_what_has_no_meaning_for_sparse_vectors_is_refused(m3):
-    for field, value in (("encoding_format", "base64"), ("dimensions", 3), ("output_dtype", "int8")):
+    for field, value in (
+        ("encoding_format", "base64"), ("dimensions", 3), ("output_dtype", "int8"), ("normalize", True),
+    ):  # fmt: skip
         told = fits(m3.post("/v1/embeddings_sparse", {"input": "a", field: value}), ErrorBody, 400)
         assert told["error"]["param"] == field
+    for body in ({"normalized": True}, {"normalized": True, "normalize": None}):
+        assert m3.post("/embeddings_sparse", {"input": "a"} | body).status_code == 400
+    plain = m3.post("/v1/embeddings_sparse", {"input": "a"}).json()["data"]
+    assert m3.post("/v1/embeddings_sparse", {"input": "a", "normalize": False}).json()["data"] == plain
+    sie = {"items": [{"text": "a"}], "params": {"output_types": ["sparse"], "options": {"normalize": True}}}
+    assert m3.post("/v1/encode/m", sie).status_code == 200
+    sie["params"]["options"] = {"dimensions": 3}  # type: ignore[index]
+    assert "dimensions has no meaning" in m3.post("/v1/encode/m", sie).text
 
 
 # -- SIE --------------------------------------------------------------------------------------------

@@ -19,10 +19,12 @@ from hilbert.core import (
     finish_vectors,
 )
 from hilbert.core.request import FloatArray
-from hilbert.errors import ServingError
+from hilbert.errors import InvalidInput, ServingError
 from hilbert.models.facts import Facts
 from hilbert.models.media import MediaLoader
 from hilbert.processors.sides import is_query, kept_rows
+
+_SPARSE_ONLY = frozenset({OutputType.SPARSE})
 
 
 class EncodeWork:
@@ -47,6 +49,21 @@ class EncodeWork:
         self._facts.require(self.outputs)
         self._facts.check_modalities(self._request.inputs)
         self._facts.check_dimensions(self._request.dimensions, self.outputs)
+        if self.outputs == _SPARSE_ONLY:
+            self._check_sparse()
+
+    def _check_sparse(self) -> None:
+        """Refuse what changes vectors of another kind and would be ignored here."""
+        for field, is_asked in (
+            ("dimensions", self._request.dimensions is not None),
+            ("normalize", self._request.normalize is True),
+        ):
+            if is_asked:
+                raise InvalidInput(
+                    f"{field} has no meaning for sparse vectors, whose weights stay as they are; leave it "
+                    "out.",
+                    param=field,
+                )
 
     def estimate_tokens(self) -> int:
         """See `Work`."""

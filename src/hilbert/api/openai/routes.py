@@ -35,6 +35,7 @@ class _Order:
         is_multivector: it wants token vectors, as Jina writes them.
         modality: what it says of all inputs.
         named: places of the inputs that say it themselves.
+        is_normalized: it asks for vectors of length 1 in so many words.
     """
 
     model: str | None
@@ -44,6 +45,7 @@ class _Order:
     is_multivector: bool
     modality: Modality | None
     named: frozenset[int]
+    is_normalized: bool
 
 
 class EmbeddingsRoute:
@@ -92,6 +94,8 @@ class EmbeddingsRoute:
         if output is not OutputType.DENSE:
             _check_form(order, output)
             request = replace(request, outputs=frozenset({output}))
+        if output is OutputType.SPARSE and not order.is_normalized:
+            request = replace(request, normalize=None)  # the default is for vectors of a length
         result = await call.unless_gone(model.encode(request))
         if result.dense is not None and order.encoding == "bytes":
             rows = numbers(result.dense, order.dtype, model.embedding_dtype, order.encoding)
@@ -112,6 +116,7 @@ class EmbeddingsRoute:
             body.return_multivector is True,
             modality,
             named_places(body.input),
+            body.normalize is True or body.normalized is True,
         )
 
     def _write(self, order: _Order, model: ServedModel, result: EncodeResult) -> bytes:
@@ -142,7 +147,6 @@ def _check_form(order: _Order, output: OutputType) -> None:
     if output is OutputType.SPARSE:
         for name, has in (
             ("encoding_format", order.encoding != "float"),
-            ("dimensions", order.request.dimensions is not None),
             ("output_dtype", order.dtype not in (None, OutputDtype.FLOAT32)),
         ):
             if has:

@@ -83,6 +83,8 @@ class EncodeRoute(_ItemsRoute[protocol.EncodeBody, protocol.Order]):
         model = await self._model(call, _TASKS.get(request.outputs, Task.EMBED), order.model)
         if not request.outputs:
             request = replace(request, outputs=frozenset({_usual_output(model)}))
+        if request.outputs == {OutputType.SPARSE}:
+            request = replace(request, normalize=None)  # as SIE, which scales the other kinds only
         with called("items"):
             result = await call.unless_gone(model.encode(request))
         seconds = time.perf_counter() - call.started
