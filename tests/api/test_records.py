@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -72,6 +73,28 @@ def test_failed_and_slow_requests_have_a_line_and_others_none(serve, caplog) -> 
         assert quick.post(EMBED, {"input": SECRET}).status_code == 200
         assert quick.get("/readyz").status_code == 200
         assert lines_of(caplog) == []
+
+
+def test_the_wait_for_a_model_is_told(serve, caplog) -> None:
+    server = serve("m", settings=ApiSettings(slow_request=0.05))
+    (entry,) = server.registry.list()
+
+    class Memory:
+        async def hold(self, asked: Any) -> Any:
+            await asyncio.sleep(0.1)
+            return server_model
+
+    server_model, entry.served, entry.memory = entry.served, None, Memory()
+    with caplog.at_level(logging.INFO, "hilbert.requests"):
+        assert server.post(EMBED, {"input": "a"}).status_code == 200
+        ((_, text, fields),) = lines_of(caplog, 1)
+    assert 0.1 <= fields["model_load_seconds"] <= fields["seconds"] and text.startswith("slow request: ")
+    caplog.clear()
+    entry.served = server_model
+    with caplog.at_level(logging.INFO, "hilbert.requests"):
+        assert server.post(EMBED, {"input": "a", "dimensions": 0}).status_code == 400
+        ((_, text, _),) = lines_of(caplog, 1)
+    assert "model_load_seconds" not in text
 
 
 def test_no_answer_and_no_log_tells_an_input_or_a_key(serve, caplog, monkeypatch) -> None:

@@ -85,7 +85,8 @@ def test_spans_over_http_by_the_environment_alone(start, static) -> None:
             "OTEL_SERVICE_NAME": "by-environment",
             "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test",
         }
-        server = start("-m", static, "--slow-request", "0", "--json-output", wait=False, **environment)
+        flags = ("--slow-request", "0", "--json-output", "--no-preload")
+        server = start("-m", static, *flags, wait=False, **environment)
         url = wait_for_url(server)
         server.banner = url
         with ThreadPoolExecutor(4) as pool:
@@ -95,8 +96,11 @@ def test_spans_over_http_by_the_environment_alone(start, static) -> None:
     assert collected.resource["service.name"] == "by-environment"
     assert collected.resource["deployment.environment"] == "test" and collected.headers["x-tenant"] == "blue"
     roots = collected.roots("POST /v1/embeddings")
-    assert len(roots) == 12 and all(len(collected.children(root)) == 3 for root in roots)
+    assert len(roots) == 12 and all(len(collected.children(root)) in (3, 4) for root in roots)
+    waited = [root for root in roots if len(collected.children(root)) == 4]
+    assert waited and {collected.children(root)[0].name for root in waited} == {"load model"}
     lines = [json.loads(line) for line in server.errors]
+    assert sum("model_load_seconds" in line for line in lines) == len(waited)
     ids = {line["trace_id"]: line["request_id"] for line in lines if "trace_id" in line}
     assert ids == {root.trace_id.hex(): attributes(root)["hilbert.request_id"] for root in roots}
     assert {reply.headers["x-request-id"] for reply in replies} == set(ids.values())

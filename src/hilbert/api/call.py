@@ -131,6 +131,8 @@ class Call:
         entry: the model that it is for, once that is known.
         asked: what is asked of the model, for a trace; None where nobody traces.
         error: why it failed.
+        waited_at: when it began to wait for its model to be loaded, as `started`; 0 where that was there.
+        wait_seconds: how long it waited for that.
         worked_at, computed_at: when the model was asked and when it had answered, as `started`; 0 before.
         replied_at: when the reply was ready to be sent, likewise.
         timing: what the model said of its answer.
@@ -160,6 +162,8 @@ class Call:
         "started",
         "tail",
         "timing",
+        "wait_seconds",
+        "waited_at",
         "worked_at",
     )
 
@@ -192,6 +196,7 @@ class Call:
         self.asked: Asked | None = None
         self.error: ServingError | None = None
         self.timing: Timing | None = None
+        self.waited_at = self.wait_seconds = 0.0
         self.worked_at = self.computed_at = self.replied_at = 0.0
         given = headers.get(b"x-request-id")
         self.request_id = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -91,7 +92,13 @@ async def model_for(call: Call, models: Registry, name: str | None, task: Task) 
                 "(models= in the keys file).",
                 param="model",
             )
-    return await models.take(name, task, call.prefix, entry)
+    if entry.served is not None:
+        return await models.take(name, task, call.prefix, entry)
+    call.waited_at = time.perf_counter()
+    try:
+        return await models.take(name, task, call.prefix, entry)
+    finally:
+        call.wait_seconds = time.perf_counter() - call.waited_at
 
 
 async def embedded(

@@ -89,7 +89,11 @@ class Records:
             if status >= 500:  # what went wrong here; a client's own mistakes may quote its input
                 fields["error"] = call.error.message
         fields["seconds"] = round(ended - call.started, 6)
+        if call.waited_at:
+            fields["model_load_seconds"] = round(call.wait_seconds, 6)
         if (timing := call.timing) is not None:
+            if timing.load_seconds:
+                fields["media_load_seconds"] = round(timing.load_seconds, 6)
             fields["tokenize_seconds"] = round(timing.tokenize_seconds, 6)
             fields["queue_seconds"] = round(timing.queue_seconds, 6)
             fields["inference_seconds"] = round(timing.inference_seconds, 6)
@@ -174,8 +178,10 @@ def _gen_ai(call: Call, asked: Asked) -> dict[str, str | int | Sequence[str]]:
 def _stages(call: Call) -> tuple[Stage, ...]:
     """Where the time went, one after the other; what was needed to fetch images comes before."""
     timing = call.timing
+    waiting = (Stage("load model", call.waited_at, call.waited_at + call.wait_seconds),)
+    before = waiting if call.waited_at else ()
     if timing is None:
-        return ()
+        return before
     tokenizing = call.worked_at + timing.load_seconds
     queued = tokenizing + timing.tokenize_seconds
     taken = queued + timing.queue_seconds
@@ -185,4 +191,4 @@ def _stages(call: Call) -> tuple[Stage, ...]:
     # A batch is laid out and waits for the device before it runs, so it is the end that is known.
     running = max(taken, call.computed_at - timing.inference_seconds)
     stages.append(Stage("inference", running, running + timing.inference_seconds))
-    return tuple(stages)
+    return (*before, *stages)
