@@ -18,6 +18,7 @@
     │   ├── Overloaded                429     yes
     │   ├── RateLimited               429     yes  (its caller's quota, not the server's room)
     │   ├── ModelLoading              503     yes
+    │   ├── NoRoom                    503     yes  (once the budget, or what is pinned, has changed)
     │   ├── RequestTimeout            503     yes
     │   ├── ShuttingDown              503     yes
     │   └── ServerUnreachable         503     mostly  (raised by the client: no answer came)
@@ -167,6 +168,12 @@ class ModelLoading(CapacityError):
     """The model is being loaded."""
 
     code = "model_loading"
+
+
+class NoRoom(CapacityError):
+    """The model does not fit into the memory that all models share."""
+
+    code = "no_room"
 
 
 class RequestTimeout(CapacityError):

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from cli_house import Server, children_of, hilbert
 
+from hilbert.cli import main
 from hilbert.testing.models import tiny_model
 
 
@@ -129,10 +130,14 @@ def test_ten_models_that_do_not_fit_together_take_turns() -> None:
 def test_too_small_a_budget_says_so(start, static) -> None:
     server = start("-m", static, "-m", "bundled", "--memory", "150MB", "--no-preload")
     refused = server.post(["a"], model="bundled")
-    assert refused.status_code == 500 and "--memory" in refused.json()["error"]["message"]
-    assert models_of(server)["bundled"]["last_error"]["code"] == "out_of_memory"
+    assert refused.status_code == 503 and "--memory" in refused.json()["error"]["message"]
+    assert refused.headers["retry-after"]
+    assert models_of(server)["bundled"]["last_error"]["code"] == "no_room"
     alone = hilbert("serve", "-m", "bundled", "--memory", "1MB", "--port", "0")
     assert alone.returncode == 1 and "raise it with --memory" in alone.stderr
+    none = hilbert("serve", "-m", static, "--memory", "1MB", "--no-preload", "--port", "0")
+    assert none.returncode == 1 and none.stderr.count("\n") <= 2, none.stderr
+    assert "memory (--memory) is 1MB, and the server takes" in none.stderr
 
 
 def test_idle_unload(start, static) -> None:
@@ -291,7 +296,8 @@ def test_config_show_check_and_schema(tmp_path) -> None:
     rows = [line.split() for line in shown.stdout.splitlines()]
     assert ["port", "9", "--port"] in rows and ["host", "::1", "HILBERT_HOST"] in rows
     assert "s3cret" not in shown.stdout and "********" in shown.stdout
-    assert hilbert("config", "check", "--config", str(file)).stdout == "good: one\n"
+    checked = hilbert("config", "check", "--config", str(file))
+    assert checked.stdout == "good: one\n" and "not on this machine yet" in checked.stderr
     file.write_text(f"models: [{{id: {tmp_path}/none}}]\nkeys_file: {tmp_path}/nowhere.txt\n")
     wrong = hilbert("config", "check", "--config", str(file))
     assert (
@@ -302,3 +308,27 @@ def test_config_show_check_and_schema(tmp_path) -> None:
         wrong = hilbert(*argv, "--config", str(file))
         assert wrong.returncode == 2 and "port 'nine'" in wrong.stderr and "Traceback" not in wrong.stderr
     assert '"models"' in hilbert("config", "schema").stdout
+
+
+def test_config_check_asks_the_models_own_files(tmp_path, capsys) -> None:
+    file = tmp_path / "hilbert.yaml"
+    own = tiny_model("static", tmp_path / "own", prompts={"query": "q: "})
+
+    def check(*words: str) -> str:
+        assert main(["config", "check", *words]) == 2
+        return capsys.readouterr().err
+
+    for entry, words in (
+        ("default_prompt_name: nope", "/own): "),
+        ("default_prompt_name: nope", "has no prompt 'nope' for --default-prompt-name; it has: query"),
+        ("pooling: cls", "--pooling cls cannot be used"),
+        ("task: classify", "it can for: embed, rerank"),
+        (f"name: a}}, {{id: {own}, aliases: [a]", "two models are named 'a'"),
+        ("prefix: /v1", "the server's own routes are at /v1"),
+    ):
+        file.write_text(f"models: [{{id: {own}, {entry}}}]")
+        assert words in check("--config", str(file))
+    assert "--max-body-bytes" in (said := check("--max-body-bytes", "20")) and "1000" in said
+    file.write_text(f"models: [{{id: {own}, default_prompt_name: query}}]")
+    assert main(["config", "check", "--config", str(file)]) == 0
+    assert capsys.readouterr() == (f"good: {tmp_path.name}/own\n", "")

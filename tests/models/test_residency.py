@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilbert.errors import ModelUnavailable, OutOfMemory
+from hilbert.errors import ModelUnavailable, NoRoom
 from hilbert.models.residency import Residency, Resident, State
 
 
@@ -136,10 +136,10 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
     house = House(35_000_000, a, b, c, floor=5_000_000)
     house.settle()
     house.use(a, b, c)
-    assert isinstance(c.error, OutOfMemory) and house.loaded == {"a", "b"}
+    assert isinstance(c.error, NoRoom) and house.loaded == {"a", "b"}
     for number in ("30 MB", "10 MB", "5 MB", "35 MB", "--memory"):
         assert number in c.error.message
-    with pytest.raises(OutOfMemory, match="next try is in"):
+    with pytest.raises(NoRoom, match="next try is in"):
         house.residency.want(c, house.now)
 
 

@@ -95,14 +95,16 @@ def show(context: typer.Context, config: ConfigFile = None) -> None:
 
 @config.command(context_settings=_PASSED_ON)
 def check(context: typer.Context, config: ConfigFile = None) -> None:
-    """Say whether a server would start with these settings; exit status 2 if not."""
-    from hilbert.cli.missing import missing_files
+    """Say whether a server would start with these settings; exit status 2 if not. Asks no network."""
+    from hilbert.cli.check import complaints, not_here
 
     found = _effective(context, config).settings
-    if missing := missing_files(found):
-        raise BadSetting("; ".join(missing))
+    if wrong := complaints(found):
+        raise BadSetting("; ".join(wrong))
     names = ", ".join(model.name for model in found.models)
     typer.echo(f"good: {names}")
+    if unknown := not_here(found):
+        typer.echo(f"not on this machine yet, so their files were not asked: {', '.join(unknown)}", err=True)
 
 
 @config.command()

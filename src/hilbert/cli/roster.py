@@ -13,7 +13,7 @@ from hilbert.cli.loader import ModelLoader
 from hilbert.config import ModelSettings, ServerSettings, available_memory_bytes
 from hilbert.config.sizes import size_bytes
 from hilbert.engine.stats import BatchStats
-from hilbert.errors import ServingError
+from hilbert.errors import InvalidInput, ServingError
 from hilbert.models import Entry, Memory, Registry, Residency, Resident, State
 from hilbert.observability import DeviceReading, Metrics, ModelMetrics
 from hilbert.scheduler import Admission
@@ -72,10 +72,7 @@ class Roster:
         before, residency = self.settings, self.memory.residency
         budget = residency.budget_bytes if settings.memory == before.memory else self._budget(settings)
         if budget < residency.floor_bytes:
-            raise ValueError(
-                f"memory is {settings.memory}, and the server takes {residency.floor_bytes / 1e6:.0f} MB "
-                "without any model; give more"
-            )
+            raise ValueError(_too_small(settings, residency.floor_bytes))
         old = {self.loader.models[entry.resident.key]: entry for entry in self.entries}
         by_name = {entry.name: entry for entry in self.entries}
         live = {name: getattr(settings, name) for name in ("models", *_LIVE)}
@@ -139,19 +136,30 @@ class Roster:
         """Return when everything that is loaded at start is there, or is known to stay away.
 
         Raises:
-            ServingError: no model can be served at all.
+            ServingError: no model can be served at all, or nothing would fit beside the server itself.
         """
         kept = list(self._kept(self.entries))
         await self.memory.until_settled(kept)
         failed = [entry for entry in self.entries if entry.state is State.FAILED]
         if len(failed) == len(self.entries) and isinstance(failed[0].error, ServingError):
             raise failed[0].error
+        self._check_budget()
         for entry in kept:
             if entry.state is State.AVAILABLE:
                 logger.warning(
                     "%s does not fit into memory beside the others; it is loaded on first use", entry.name
                 )
         self.registry.is_starting = False
+
+    def _check_budget(self) -> None:
+        """Refuse to come up where not even one model could ever be loaded.
+
+        Raises:
+            InvalidInput: the server alone takes more than the budget.
+        """
+        used = self.memory.used_bytes
+        if all(entry.served is None for entry in self.entries) and used > self.memory.residency.budget_bytes:
+            raise InvalidInput(_too_small(self.settings, used))
 
     def on_batch(self, key: str, stats: BatchStats) -> None:
         """An engine has run a batch."""
@@ -189,7 +197,7 @@ class Roster:
             ModelMetrics(model.name, has_tei_names=settings.tei_metrics)
             if predecessor is None
             else predecessor.metrics,  # counters go on
-            aliases=_aliases(model, settings),
+            aliases=aliases_of(model, settings),
             prefix=model.prefix,
             resident=Resident(key, 0, is_pinned=model.pin, is_kept=model.preload),
             memory=self.memory,
@@ -200,7 +208,14 @@ class Roster:
         return entry
 
 
-def _aliases(model: ModelSettings, settings: ServerSettings) -> tuple[str, ...]:
+def _too_small(settings: ServerSettings, floor_bytes: int) -> str:
+    return (
+        f"memory (--memory) is {settings.memory}, and the server takes {floor_bytes / 1e6:.0f} MB without "
+        "any model; give more"
+    )
+
+
+def aliases_of(model: ModelSettings, settings: ServerSettings) -> tuple[str, ...]:
     """Those that were given, and the id where no other model has it as a name or came first with it."""
     taken = {other.name for other in settings.models} | {a for m in settings.models for a in m.aliases}
     first = next(other for other in settings.models if other.model_id == model.model_id)

@@ -373,7 +373,9 @@ class ServerSettings:
         2048, "texts that one request may carry", minimum=1, infinity="MAX_CLIENT_BATCH_SIZE"
     )
     max_body_bytes: int = option(
-        32 * 1024 * 1024, "bytes that a request's body may have; a larger one is answered 413", minimum=1
+        32 * 1024 * 1024,
+        "bytes that a request's body may have; a larger one is answered 413",
+        minimum=1000,  # a sentence and a model's name
     )
     body_timeout: float = option(
         20.0,

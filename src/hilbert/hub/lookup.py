@@ -136,8 +136,7 @@ def resolve(
     wanted = revision or DEFAULT_REVISION
     check_names(model_id, wanted)
     root = Path(cache_dir).expanduser() if cache_dir else hub_cache()
-    # A bare name is one of sentence-transformers' own models, or one of the hub's oldest.
-    names = [model_id] if "/" in model_id else [f"sentence-transformers/{model_id}", model_id]
+    names = _names_on_hub(model_id)
     partial: Cached | None = None
     for name in names:
         cached = find_cached(name, wanted, root, trust_remote_code=trust_remote_code, own_cache=own_cache)
@@ -147,6 +146,34 @@ def resolve(
     if model_id in bundled.NAMES and revision is None and bundled.find_bundled() is not None:
         return _of_folder(bundled.bundled_folder(own_cache), bundled.MODEL_ID, trust_remote_code, own_cache)
     return _fetch(names, partial, model_id, wanted, token, root, trust_remote_code, progress, own_cache)
+
+
+def is_here(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    own_cache: str | Path | None = None,
+) -> bool:
+    """Whether `resolve` would find the whole model on this machine and ask nobody. Arguments as there."""
+    if model_id == "bundled" or Path(model_id).expanduser().is_dir():
+        return True
+    if is_folder_name(model_id):
+        return False
+    wanted = revision or DEFAULT_REVISION
+    check_names(model_id, wanted)
+    root = Path(cache_dir).expanduser() if cache_dir else hub_cache()
+    for name in _names_on_hub(model_id):
+        cached = find_cached(name, wanted, root, trust_remote_code=trust_remote_code, own_cache=own_cache)
+        if cached is not None and cached.is_whole:
+            return True
+    return model_id in bundled.NAMES and revision is None and bundled.find_bundled() is not None
+
+
+def _names_on_hub(model_id: str) -> list[str]:
+    """A bare name is one of sentence-transformers' own models, or one of the hub's oldest."""
+    return [model_id] if "/" in model_id else [f"sentence-transformers/{model_id}", model_id]
 
 
 def _fetch(
@@ -207,5 +234,6 @@ def pull(
     wanted = revision or DEFAULT_REVISION
     check_names(model_id, wanted)
     root = Path(cache_dir).expanduser() if cache_dir else hub_cache()
-    names = [model_id] if "/" in model_id else [f"sentence-transformers/{model_id}", model_id]
-    return _fetch(names, None, model_id, wanted, token, root, trust_remote_code, progress, own_cache)
+    return _fetch(
+        _names_on_hub(model_id), None, model_id, wanted, token, root, trust_remote_code, progress, own_cache
+    )

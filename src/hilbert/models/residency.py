@@ -34,7 +34,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hilbert.errors import OutOfMemory, ServingError
+from hilbert.errors import NoRoom, ServingError
 
 _FIRST_PAUSE_SECONDS = 1.0
 _MAX_PAUSE_SECONDS = 300.0
@@ -267,9 +267,9 @@ class Residency:
             leaving.append(candidate)
         return Plan(unload=self._send_away(leaving))
 
-    def _too_large(self, resident: Resident, pinned_bytes: int) -> OutOfMemory:
+    def _too_large(self, resident: Resident, pinned_bytes: int) -> NoRoom:
         pinned = f", pinned models hold {_megabytes(pinned_bytes)}" if pinned_bytes else ""
-        return OutOfMemory(
+        return NoRoom(
             f"{resident.key} takes about {_megabytes(resident.size_bytes)}; the server itself holds "
             f"{_megabytes(self.floor_bytes)}{pinned}, and the budget is {_megabytes(self.budget_bytes)}: "
             "raise it with --memory"

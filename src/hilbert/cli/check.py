@@ -1,0 +1,74 @@
+"""What is wrong with settings, as far as it can be told without starting a server and without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hilbert.config import ModelSettings, ServerSettings
+from hilbert.errors import ServingError
+from hilbert.hub.lookup import is_folder_name, is_here
+
+_FILES = ("keys_file", "ssl_certfile", "ssl_keyfile")
+
+
+def complaints(settings: ServerSettings) -> list[str]:
+    """One for each thing that would keep the server, or one of its models, from coming up."""
+    return list(_missing(settings)) or [*_names(settings), *_refused(settings)]
+
+
+def not_here(settings: ServerSettings) -> list[str]:
+    """The ids of models that are not on this machine: of these only the hub could tell more."""
+    return [model.model_id for model in settings.models if not _is_here(model, settings)]
+
+
+def _missing(settings: ServerSettings) -> Iterator[str]:
+    """Files and folders that are named and are not there."""
+    for index, model in enumerate(settings.models):
+        if is_folder_name(model.model_id) and not Path(model.model_id).expanduser().is_dir():
+            yield f"models[{index}].id (--model-id) names the folder {model.model_id!r}, which is not there"
+    for name in _FILES:
+        path: str = getattr(settings, name)
+        if path and not Path(path).expanduser().is_file():
+            yield f"{name} (--{name.replace('_', '-')}) names the file {path!r}, which is not there"
+
+
+def _names(settings: ServerSettings) -> Iterator[str]:
+    """Names and prefixes that two models have, or that the server needs for itself."""
+    from hilbert.api import create_app
+    from hilbert.cli.roster import aliases_of
+    from hilbert.cli.serve import api_settings
+    from hilbert.models import Entry, Registry
+    from hilbert.observability import Metrics
+    from hilbert.scheduler import Admission
+
+    try:
+        entries = [
+            Entry(model.name, Admission(1, 1), aliases=aliases_of(model, settings), prefix=model.prefix)
+            for model in settings.models
+        ]
+        create_app(Registry(entries), api_settings(settings), Metrics())
+    except ValueError as error:
+        yield str(error)
+
+
+def _refused(settings: ServerSettings) -> Iterator[str]:
+    """What the files of a model do not allow: a prompt, a pooling, a task that it has not."""
+    from hilbert.cli.runtime import resolve_model
+
+    for index, model in enumerate(settings.models):
+        try:
+            if _is_here(model, settings):
+                resolve_model(model, settings)
+        except ServingError as error:
+            yield f"models[{index}] ({model.name}): {error.message}"
+
+
+def _is_here(model: ModelSettings, settings: ServerSettings) -> bool:
+    return is_here(
+        model.model_id,
+        revision=model.revision or None,
+        cache_dir=settings.hub_cache_dir or None,
+        trust_remote_code=model.trust_remote_code,
+        own_cache=settings.cache_dir,
+    )
