@@ -102,7 +102,7 @@ def test_rerank_is_plain_json(platform) -> None:
         ({"query": QUERY, "model": NAMES[0]}, "`docs` is missing"),
         ({"query": QUERY, "docs": [], "model": NAMES[0]}, "`docs` is an empty list"),
         ({"query": QUERY, "docs": ["a", {"title": "b"}], "model": NAMES[0]}, "docs[1] is an object without"),
-        ({"query": QUERY, "docs": "a", "model": NAMES[0]}, "docs: expected `array"),
+        ({"query": QUERY, "docs": "a", "model": NAMES[0]}, "docs is \"a\": expected `array"),
         ({"openai_route": "/v1/nothing"}, "Invalid OpenAI Route: '/v1/nothing'"),
         ({"openai_route": "/admin/status"}, "Invalid OpenAI Route: '/admin/status'"),
         ({"openai_route": "/v1/embeddings", "openai_input": None}, "`openai_input` is missing"),

@@ -323,7 +323,7 @@ def test_config_check_asks_the_models_own_files(tmp_path, capsys) -> None:
         ("default_prompt_name: nope", "has no prompt 'nope' for --default-prompt-name; it has: query"),
         ("pooling: cls", "--pooling cls cannot be used"),
         ("task: classify", "it can for: embed, rerank"),
-        (f"name: a}}, {{id: {own}, aliases: [a]", "two models are named 'a'"),
+        (f"name: a}}, {{id: {own}, aliases: [a]", "two models have the name 'a'"),
         ("prefix: /v1", "the server's own routes are at /v1"),
     ):
         file.write_text(f"models: [{{id: {own}, {entry}}}]")

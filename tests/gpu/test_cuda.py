@@ -72,6 +72,8 @@ def test_the_devices_memory_is_told(tmp_path: Path) -> None:
     runtime = load_runtime(
         resolve(str(tiny_model("bert", tmp_path / "model"))), RuntimeSettings(device="cuda")
     )
-    used, total = device_memory([runtime.info.device])
-    assert 0 < used < total > 1 << 30
+    memory = device_memory([runtime.info.device])
+    assert 0 < memory.held_bytes < memory.used_bytes < memory.total_bytes > 1 << 30
+    assert memory.available_bytes > memory.held_bytes
     runtime.close()
+    assert device_memory([runtime.info.device]).held_bytes < memory.held_bytes

@@ -24,6 +24,7 @@ from hilbert.api.routing import Handler, Route
 from hilbert.api.settings import ApiSettings
 from hilbert.errors import Forbidden
 from hilbert.models import Entry, Memory, Registry
+from hilbert.models.residency import UNKNOWN_BYTES
 
 _FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
 
@@ -35,10 +36,11 @@ class ModelBody(msgspec.Struct):
 
 
 class MemoryStatus(msgspec.Struct):
-    """What is taken, and what may be."""
+    """What is taken, and what may be; null while a device has not said how much it has."""
 
+    device: str
     used_bytes: int
-    budget_bytes: int
+    budget_bytes: int | None
     floor_bytes: int
 
 
@@ -50,6 +52,7 @@ class Status(msgspec.Struct):
     uptime_seconds: float
     ready: bool
     memory: MemoryStatus | None
+    devices: list[MemoryStatus]
     models: list[Model]
     config: dict[str, Any] | None
 
@@ -73,6 +76,12 @@ def check_admin(call: Call) -> None:
             "No key is configured, so only this machine itself may administer; set HILBERT_API_KEY or "
             "--keys-file."
         )
+
+
+def _memory_status(memory: Memory) -> MemoryStatus:
+    residency = memory.residency
+    budget = None if residency.budget_bytes == UNKNOWN_BYTES else residency.budget_bytes
+    return MemoryStatus(memory.device, memory.used_bytes, budget, residency.floor_bytes)
 
 
 def admin_routes(
@@ -108,17 +117,16 @@ def admin_routes(
         return handler
 
     async def status(call: Call) -> Reply:
-        memory = next((entry.memory for entry in models.list() if entry.memory is not None), None)
-        residency = None if memory is None else memory.residency
+        found = dict.fromkeys(entry.memory for entry in models.list() if entry.memory is not None)
+        memories = {memory.device: _memory_status(memory) for memory in found}
         config = None if read_config is None else read_config()
         body = Status(
             version=__version__,
             pid=os.getpid(),
             uptime_seconds=round(time.monotonic() - started, 3),
             ready=models.readiness.is_ready,
-            memory=None
-            if memory is None or residency is None
-            else MemoryStatus(memory.used_bytes, residency.budget_bytes, residency.floor_bytes),
+            memory=memories.pop("cpu", None),
+            devices=list(memories.values()),
             models=[card(entry) for entry in models.list()],
             config=None if config is None else dict(config),
         )

@@ -21,7 +21,7 @@ from hilbert.errors import EngineError, ModelLoading
 from hilbert.observability import DeviceReading, WorkerReading
 from hilbert.runtimes import has_cuda
 from hilbert.runtimes.base import RuntimeInfo
-from hilbert.runtimes.memory import device_memory
+from hilbert.runtimes.memory import DeviceMemory, device_memory
 from hilbert.runtimes.tracing import Tracer, one_child
 from hilbert.worker.spawn import WorkerProcess
 
@@ -52,6 +52,10 @@ class Fleet(Protocol):
 
     def used_bytes(self) -> int:
         """Memory of the processes beside this one."""
+        ...
+
+    def device_memory(self, device: str) -> DeviceMemory:
+        """The own memory of a device, at the last load, unload or ping; zeros while none is known."""
         ...
 
     def workers(self) -> list[WorkerReading]:
@@ -135,6 +139,11 @@ class WorkerFleet:
             pids.append(self._first.pid)
         return sum(resident_bytes(pid) for pid in pids if pid is not None)
 
+    def device_memory(self, device: str) -> DeviceMemory:
+        """See `Fleet`."""
+        supervisor = self._supervisors.get(device)
+        return DeviceMemory() if supervisor is None else supervisor.device
+
     def workers(self) -> list[WorkerReading]:
         """See `Fleet`."""
         return [
@@ -145,9 +154,9 @@ class WorkerFleet:
     def devices(self) -> list[DeviceReading]:
         """See `Fleet`."""
         return [
-            DeviceReading(device, s.device_used_bytes, s.device_total_bytes)
+            DeviceReading(device, s.device.used_bytes, s.device.total_bytes)
             for device, s in self._supervisors.items()
-            if s.device_total_bytes
+            if s.device.total_bytes
         ]
 
     async def close(self) -> None:
@@ -210,6 +219,10 @@ class LocalFleet:
         """See `Fleet`."""
         return 0
 
+    def device_memory(self, device: str) -> DeviceMemory:
+        """See `Fleet`."""
+        return device_memory([device])
+
     def workers(self) -> list[WorkerReading]:
         """See `Fleet`."""
         return []
@@ -218,8 +231,8 @@ class LocalFleet:
         """See `Fleet`."""
         loaded = [handle.loaded for handle, _ in self._engines.values() if handle.loaded is not None]
         names = dict.fromkeys(engine.info.device for engine in loaded)
-        readings = [DeviceReading(name, *device_memory([name])) for name in names]
-        return [reading for reading in readings if reading.total_bytes]
+        memories = {name: device_memory([name]) for name in names}
+        return [DeviceReading(n, m.used_bytes, m.total_bytes) for n, m in memories.items() if m.total_bytes]
 
     async def close(self) -> None:
         """See `Fleet`."""

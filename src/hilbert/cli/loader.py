@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from hilbert.cli.fleet import Fleet
+from hilbert.cli.fleet import Fleet, device_of
 from hilbert.cli.runtime import resolve_model
 from hilbert.config import ModelSettings, ServerSettings
 from hilbert.config.machine import give_memory_back, resident_bytes
@@ -111,7 +111,9 @@ class ModelLoader:
 
 def _how(model: ModelSettings) -> str:
     """What else the size depends on."""
-    return f"{model.engine} {model.dtype} {model.device} {model.max_batch_tokens} {model.max_batch_requests}"
+    return (
+        f"{model.engine} {model.dtype} {device_of(model)} {model.max_batch_tokens} {model.max_batch_requests}"
+    )
 
 
 async def in_thread(function: Callable[[], T]) -> T:

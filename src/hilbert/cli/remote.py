@@ -112,8 +112,11 @@ def status_text(status: dict[str, Any]) -> str:
         f"hilbert {status['version']}, process {status['pid']}, up {status['uptime_seconds']:.0f} s, "
         + ("ready" if status["ready"] else "not ready")
     ]
-    if memory:
-        lines.append(f"memory {_megabytes(memory['used_bytes'])} of {_megabytes(memory['budget_bytes'])}")
+    for place in [*([memory] if memory else []), *status["devices"]]:
+        name = "memory" if place is memory else f"memory of {place['device']}"
+        budget = place["budget_bytes"]
+        of = "" if budget is None else f" of {_megabytes(budget)}"
+        lines.append(f"{name} {_megabytes(place['used_bytes'])}{of}")
     if config:
         refused = f": the last edit is REFUSED: {config['error']}" if config["error"] else ""
         lines.append(f"settings {config['path']}{refused}")

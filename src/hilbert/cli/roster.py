@@ -8,13 +8,15 @@ import logging
 from collections.abc import Iterable, Iterator
 from itertools import count
 
-from hilbert.cli.fleet import Fleet
+from hilbert.cli.devices import DeviceLoader
+from hilbert.cli.fleet import Fleet, device_of
 from hilbert.cli.loader import ModelLoader
 from hilbert.config import ModelSettings, ServerSettings, available_memory_bytes
 from hilbert.config.sizes import size_bytes
 from hilbert.engine.stats import BatchStats
 from hilbert.errors import InvalidInput, ServingError
 from hilbert.models import Entry, Memory, Registry, Residency, Resident, State
+from hilbert.models.residency import UNKNOWN_BYTES
 from hilbert.observability import DeviceReading, Metrics, ModelMetrics
 from hilbert.scheduler import Admission
 
@@ -35,7 +37,7 @@ class Roster:
     Attributes:
         registry: the models by name.
         loader: brings them up.
-        memory: what those on the CPU share; GPUs have one each.
+        memory: what those share that compute in the machine's memory; each GPU has one of its own.
     """
 
     def __init__(self, settings: ServerSettings, fleet: Fleet) -> None:
@@ -54,6 +56,7 @@ class Roster:
             self.loader,
             settings.load_timeout,
         )
+        self._memories = {self.memory.device: self.memory}
         self.registry = Registry([self._entry(model) for model in settings.models])
 
     async def apply(self, settings: ServerSettings) -> list[str]:
@@ -94,9 +97,10 @@ class Roster:
                 await self._retire(entry)
             raise
         residency.budget_bytes = budget
-        residency.idle_unload_seconds = settings.idle_unload_seconds
-        self.memory.load_timeout_seconds = settings.load_timeout
-        self.memory.begin(self._kept(made))
+        for memory in self._memories.values():
+            memory.residency.idle_unload_seconds = settings.idle_unload_seconds
+            memory.load_timeout_seconds = settings.load_timeout
+        self._begin(made)
         for entry in set(by_name.values()) - set(entries):
             task = asyncio.get_running_loop().create_task(self._retire(entry))
             self._leaving.add(task)
@@ -112,10 +116,10 @@ class Roster:
         for entry in made:
             predecessor = by_name.get(entry.name)
             if predecessor is not None and predecessor.served is not None:
-                await self.memory.hold(entry)
+                await _memory_of(entry).hold(entry)
 
     async def _retire(self, entry: Entry) -> None:
-        await self.memory.retire(entry)
+        await _memory_of(entry).retire(entry)
         key = entry.resident.key
         del self._entries[key], self.loader.models[key]
 
@@ -130,7 +134,12 @@ class Roster:
     def begin(self) -> None:
         """Load what is to be loaded at start, as far as there is room."""
         self.registry.is_starting = True
-        self.memory.begin(self._kept(self.entries))
+        self._begin(self.entries)
+
+    def _begin(self, entries: Iterable[Entry]) -> None:
+        kept = list(self._kept(entries))
+        for memory in self._memories.values():
+            memory.begin(entry for entry in kept if entry.memory is memory)
 
     async def until_started(self) -> None:
         """Return when everything that is loaded at start is there, or is known to stay away.
@@ -139,7 +148,8 @@ class Roster:
             ServingError: no model can be served at all, or nothing would fit beside the server itself.
         """
         kept = list(self._kept(self.entries))
-        await self.memory.until_settled(kept)
+        for memory in self._memories.values():
+            await memory.until_settled(entry for entry in kept if entry.memory is memory)
         failed = [entry for entry in self.entries if entry.state is State.FAILED]
         if len(failed) == len(self.entries) and isinstance(failed[0].error, ServingError):
             raise failed[0].error
@@ -166,7 +176,7 @@ class Roster:
         entry = self._entries.get(key)
         if entry is not None:
             entry.metrics.on_batch(stats)
-            self.memory.look()
+            _memory_of(entry).look()
 
     def devices(self) -> list[DeviceReading]:
         """Memory of the CPU, against the budget, and of the devices that have their own."""
@@ -182,7 +192,8 @@ class Roster:
 
     async def close(self) -> None:
         """Answer whoever waits for a model."""
-        await self.memory.close()
+        for memory in self._memories.values():
+            await memory.close()
         await self.loader.close()
 
     def _kept(self, entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -190,7 +201,7 @@ class Roster:
 
     def _entry(self, model: ModelSettings, predecessor: Entry | None = None) -> Entry:
         key = model.name if model.name not in self._entries else f"{model.name} ({next(_numbers)})"
-        settings = self.settings
+        settings, memory = self.settings, self._memory_for(model)
         entry = Entry(
             model.name,
             Admission(settings.max_queued_tokens, settings.max_concurrent_requests),
@@ -200,12 +211,28 @@ class Roster:
             aliases=aliases_of(model, settings),
             prefix=model.prefix,
             resident=Resident(key, 0, is_pinned=model.pin, is_kept=model.preload),
-            memory=self.memory,
+            memory=memory,
         )
         self.loader.models[key] = model
         self._entries[key] = entry
-        self.memory.add(entry)
+        memory.add(entry)
         return entry
+
+    def _memory_for(self, model: ModelSettings) -> Memory:
+        """The memory that a model will lie in: a GPU's own where it computes on one."""
+        device = device_of(model)
+        if not device.startswith("cuda"):
+            return self.memory
+        if device not in self._memories:
+            residency = Residency(UNKNOWN_BYTES, self.settings.idle_unload_seconds)
+            loader = DeviceLoader(self.loader, self._fleet, device, residency)
+            self._memories[device] = Memory(residency, loader, self.settings.load_timeout, device)
+        return self._memories[device]
+
+
+def _memory_of(entry: Entry) -> Memory:
+    assert entry.memory is not None, "every configured model has one"
+    return entry.memory
 
 
 def _too_small(settings: ServerSettings, floor_bytes: int) -> str:

@@ -123,10 +123,13 @@ class Memory:
         residency: decides.
         loader: acts.
         load_timeout_seconds: how long a request waits for its model.
-
+        device: whose memory it is: ``"cpu"``, or a device that has its own.
     """
 
-    def __init__(self, residency: Residency, loader: Loader, load_timeout_seconds: float = 60.0) -> None:
+    def __init__(
+        self, residency: Residency, loader: Loader, load_timeout_seconds: float = 60.0, device: str = "cpu"
+    ) -> None:
+        self.device = device
         self.residency = residency
         self.load_timeout_seconds = load_timeout_seconds
         self._loader = loader
@@ -394,8 +397,8 @@ class Memory:
         self.residency.gone(resident)
         entry.metrics.on_unload(self._stays[resident.key].reason)
         logger.info(
-            "%s: unloaded, %.0f MB given back, %.0f MB in use",
-            entry.name, freed / 1e6, self._loader.used_bytes() / 1e6,
+            "%s: unloaded, %.0f MB in use, %.0f MB before",
+            entry.name, self._used_before / 1e6, used_before / 1e6,
         )  # fmt: skip
         self._turn()
 

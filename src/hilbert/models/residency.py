@@ -30,11 +30,15 @@ with `n` models waiting, a request is served after `n` loads at most, however sm
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
 from hilbert.errors import NoRoom, ServingError
+
+UNKNOWN_BYTES = sys.maxsize
+"""A budget that nobody can tell before the first model is there: until then they come one by one."""
 
 _FIRST_PAUSE_SECONDS = 1.0
 _MAX_PAUSE_SECONDS = 300.0
@@ -222,8 +226,8 @@ class Residency:
 
     def _also(self, taken_bytes: int) -> tuple[Resident, ...]:
         """Who else may come at once: whoever is next, while there is room beside all that are coming."""
-        coming = []
-        while (resident := self._next()) is not None:
+        coming: list[Resident] = []
+        while self.budget_bytes != UNKNOWN_BYTES and (resident := self._next()) is not None:
             taken_bytes += resident.size_bytes
             if taken_bytes > self.budget_bytes:
                 break

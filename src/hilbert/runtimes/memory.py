@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
-def device_memory(devices: Iterable[str]) -> tuple[int, int]:
-    """Bytes in use, by whomever, and bytes in all, of the first of these devices that has memory of its own.
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """The memory of a device, as it is now; zeros where it has none of its own, or nobody can tell.
+
+    Attributes:
+        used_bytes: in use, by whomever.
+        total_bytes: all of it.
+        held_bytes: what torch keeps of it in this process, for weights and batches, without its own context.
+    """
+
+    used_bytes: int = 0
+    total_bytes: int = 0
+    held_bytes: int = 0
+
+    @property
+    def available_bytes(self) -> int:
+        """What this process may hold while the others keep what they have."""
+        return self.total_bytes - self.used_bytes + self.held_bytes
+
+
+def device_memory(devices: Iterable[str]) -> DeviceMemory:
+    """The memory of the first of these devices that has its own.
 
     Args:
         devices: names as in `RuntimeInfo.device`.
@@ -18,6 +39,6 @@ def device_memory(devices: Iterable[str]) -> tuple[int, int]:
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     is_initialized = getattr(cuda, "is_initialized", None)  # torch may be half imported by another thread
     if not device or cuda is None or is_initialized is None or not is_initialized():
-        return 0, 0
+        return DeviceMemory()
     free, total = cuda.mem_get_info(device)
-    return total - free, total
+    return DeviceMemory(total - free, total, cuda.memory_reserved(device))

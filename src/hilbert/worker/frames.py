@@ -31,6 +31,7 @@ from hilbert.engine.start import EngineLimits
 from hilbert.engine.stats import BatchStats
 from hilbert.errors import EngineError, ServingError
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.memory import DeviceMemory
 
 # A request of 2048 texts with 8192 tokens each is 64 MiB; so are 32,768 token vectors of 512 numbers.
 MAX_FRAME_BYTES = 256 << 20
@@ -100,17 +101,28 @@ class WireError(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, array_like=True):
-    """`info` or `error`; neither while the model steps aside to be traced, and one of them follows."""
+    """`info` or `error`; neither while the model steps aside to be traced, and one of them follows.
+
+    `device` is the memory of the worker's device afterwards, where it has its own.
+    """
 
     model: int
     info: RuntimeInfo | None = None
     error: WireError | None = None
+    device: DeviceMemory = DeviceMemory()
 
 
 class Unload(msgspec.Struct, frozen=True, array_like=True):
-    """Also the metadata of `UNLOADED`."""
+    """Forget a model."""
 
     model: int
+
+
+class Unloaded(msgspec.Struct, frozen=True, array_like=True):
+    """It is forgotten; `device` as in `Loaded`."""
+
+    model: int
+    device: DeviceMemory = DeviceMemory()
 
 
 class FeatureColumn(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -185,15 +197,13 @@ class WorkerStats(msgspec.Struct, frozen=True, array_like=True, gc=False):
         resident_bytes: physical memory of the process; 0 where unknown.
         queued_tokens: tokens that wait for a batch, by model number.
         queued_sequences: sequences that wait for a batch, by model number.
-        device_used_bytes: memory in use on the device, by whomever; 0 where it has none of its own.
-        device_total_bytes: all of its memory, likewise.
+        device: its memory, where it has its own.
     """
 
     resident_bytes: int
     queued_tokens: dict[int, int]
     queued_sequences: dict[int, int]
-    device_used_bytes: int = 0
-    device_total_bytes: int = 0
+    device: DeviceMemory = DeviceMemory()
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -232,7 +242,7 @@ _DECODERS: dict[int, msgspec.msgpack.Decoder[msgspec.Struct]] = {
         Kind.LOAD: Load,
         Kind.LOADED: Loaded,
         Kind.UNLOAD: Unload,
-        Kind.UNLOADED: Unload,
+        Kind.UNLOADED: Unloaded,
         Kind.SUBMIT: Submit,
         Kind.RESULT: Result,
         Kind.CANCEL: Cancel,

@@ -32,7 +32,7 @@ from hilbert.engine import BatchStats, Device, Engine, has_rows, start_engine
 from hilbert.errors import EngineError, ServingError, ShuttingDown, WorkerLost
 from hilbert.logs import log_to_stderr
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
-from hilbert.runtimes.memory import device_memory
+from hilbert.runtimes.memory import DeviceMemory, device_memory
 from hilbert.worker.answers import encode_result
 from hilbert.worker.frames import (
     BatchReport,
@@ -50,6 +50,7 @@ from hilbert.worker.frames import (
     Shutdown,
     Submit,
     Unload,
+    Unloaded,
     Welcome,
     WorkerStats,
     decode_spec,
@@ -364,7 +365,9 @@ class Worker:
             return
         self._models[order.model] = _Model(engine, runtime)
         logger.info("worker %d has loaded %s in %.2f s", os.getpid(), order.key, monotonic() - began)
-        self._channel.send(encode(Kind.LOADED, Loaded(order.model, info=runtime.info)))
+        self._channel.send(
+            encode(Kind.LOADED, Loaded(order.model, info=runtime.info, device=self._device_memory()))
+        )
         if self._settle(order.model):
             self._drop(order.model)
 
@@ -392,7 +395,7 @@ class Worker:
         if order.model in self._traced:
             self._dropped.add(order.model)
         self._drop(order.model)
-        self._channel.send(encode(Kind.UNLOADED, order))
+        self._channel.send(encode(Kind.UNLOADED, Unloaded(order.model, self._device_memory())))
 
     def _drop(self, number: int) -> None:
         model = self._models.pop(number, None)
@@ -417,8 +420,11 @@ class Worker:
             resident_bytes(),
             {number: model.engine.num_queued_tokens for number, model in models},
             {number: model.engine.num_queued_sequences for number, model in models},
-            *device_memory([model.engine.info.device for _, model in models]),
+            self._device_memory(),
         )
+
+    def _device_memory(self) -> DeviceMemory:
+        return device_memory(list(self._devices))
 
 
 class _fatal:

@@ -24,6 +24,7 @@ from hilbert.core import ModelSpec, Request
 from hilbert.engine import BatchStats, EngineLimits, Health
 from hilbert.errors import EngineError, ModelLoading, ServingError, ShuttingDown, WorkerLost
 from hilbert.runtimes.base import RuntimeSettings
+from hilbert.runtimes.memory import DeviceMemory
 from hilbert.worker.client import Pending, WorkerEngine
 from hilbert.worker.desk import Desk
 from hilbert.worker.frames import (
@@ -38,6 +39,7 @@ from hilbert.worker.frames import (
     Result,
     Shutdown,
     Unload,
+    Unloaded,
     Welcome,
     decode_error,
     encode,
@@ -74,7 +76,7 @@ class Supervisor:
     Attributes:
         num_restarts: workers lost so far.
         resident_bytes: memory of the worker at the last ping.
-        device_used_bytes, device_total_bytes: memory of its device at the last ping; 0 where that has none.
+        device: memory of its device at the last ping, load or unload; zeros where that has none of its own.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Supervisor:
         self._on_restart = on_restart
         self.num_restarts = 0
         self.resident_bytes = 0
-        self.device_used_bytes = self.device_total_bytes = 0
+        self.device = DeviceMemory()
         self._models: dict[str, WorkerEngine] = {}
         self._by_number: dict[int, WorkerEngine] = {}
         self._loading: dict[int, asyncio.Future[None]] = {}  # first loads
@@ -323,6 +325,7 @@ class Supervisor:
     def _after_loss(self, end: End) -> None:
         """Blame somebody for it, and tell the owner."""
         self.num_restarts += 1
+        self.device = DeviceMemory()
         for done in self._unloading.values():
             done.set_result(None)  # what these models held is gone with the process
         self._unloading.clear()
@@ -395,7 +398,8 @@ class Supervisor:
             self._on_loaded(link, meta)
         elif isinstance(meta, Hello):
             self._on_hello(link, meta)
-        elif isinstance(meta, Unload):
+        elif isinstance(meta, Unloaded):
+            self.device = meta.device
             done = self._unloading.pop(meta.model, None)
             if done is not None:
                 done.set_result(None)
@@ -439,6 +443,7 @@ class Supervisor:
         if engine is not None:
             engine.num_lost_loads = 0
             if loaded.info is not None:
+                self.device = loaded.device
                 engine.loaded_info = loaded.info
                 engine.failure = None
                 if engine.state is not Health.DRAINING:
@@ -469,8 +474,7 @@ class Supervisor:
 
     def _on_pong(self, pong: Pong) -> None:
         self.resident_bytes = pong.stats.resident_bytes
-        self.device_used_bytes = pong.stats.device_used_bytes
-        self.device_total_bytes = pong.stats.device_total_bytes
+        self.device = pong.stats.device
         for number, engine in self._by_number.items():
             engine.queued_tokens = pong.stats.queued_tokens.get(number, 0)
             engine.queued_sequences = pong.stats.queued_sequences.get(number, 0)
