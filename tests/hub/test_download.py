@@ -116,6 +116,7 @@ def test_what_is_not_needed_is_not_fetched(
         "openvino/openvino_model.xml",
         "own.py",
         ".gitattributes",
+        "artifact.metadata",
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x" * 100)
@@ -124,7 +125,7 @@ def test_what_is_not_needed_is_not_fetched(
     names = {
         path.relative_to(spec["path"]).as_posix() for path in Path(spec["path"]).rglob("*") if path.is_file()
     }
-    assert "model.safetensors" in names and "1_Pooling/config.json" in names
+    assert {"model.safetensors", "1_Pooling/config.json", "artifact.metadata"} <= names
     assert not names & {"pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "own.py"}
     trusted = client.run(trust_remote_code=True)
     assert (Path(trusted["path"]) / "own.py").is_file()

@@ -84,9 +84,11 @@ def test_the_bundled_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_digest_follows_every_file_that_decides(folder: Path) -> None:
+    (folder / "artifact.metadata").write_text("{}")  # of Stanford's ColBERT
     first = resolve(str(folder)).digest
     assert len(first) == 64 and resolve(str(folder)).digest == first
-    for name in ("model.safetensors", "tokenizer.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+    names = ("model.safetensors", "tokenizer.json", "1_Pooling/config.json", "sentence_bert_config.json")
+    for name in (*names, "artifact.metadata"):
         path = folder / name
         original = path.read_bytes()
         path.write_bytes(original + b" ")
