@@ -328,6 +328,12 @@ def test_the_last_resort_refuses_what_it_cannot_tell_apart(tmp_path: Path) -> No
     change(picky / "2_MultiVectorMask" / "config.json", keep_only_token_ids=[7, 8])
     with pytest.raises(UnsupportedArchitecture, match="keeps the token vectors of some ids only"):
         load_runtime(resolve(str(picky)), settings("openvino", tmp_path))
+    old = tiny_model("bert", tmp_path / "old", head="colbert")
+    vocabulary = json.loads((old / "tokenizer.json").read_text())["model"]["vocab"]
+    (old / "tokenizer.json").unlink()
+    (old / "vocab.txt").write_text("\n".join(vocabulary))
+    with pytest.raises(UnsupportedArchitecture, match=r"queries from documents is not known: its tokenizer"):
+        load_runtime(resolve(str(old)), settings("openvino", tmp_path))
 
 
 def test_scores_are_computed_in_float32_in_a_bf16_graph(tmp_path: Path) -> None:

@@ -226,6 +226,10 @@ def _refuse_what_needs_a_side(spec: ModelSpec, chain: list[Any]) -> None:
             raise UnsupportedArchitecture(
                 f"{spec.model_id}: its router sends queries and documents through different modules"
             )
+    if spec.loaded_as == "MultiVectorEncoder" and spec.multivector is None and spec.chat is None:
+        raise UnsupportedArchitecture(
+            f"{spec.model_id}: how it tells queries from documents is not known: {spec.reason}"
+        )
 
 
 def _route(router: Any, task: str) -> Any:
