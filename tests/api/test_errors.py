@@ -14,7 +14,7 @@ import httpx2
 import openai
 import pytest
 
-from hilbert.api import ApiSettings
+from hilbert.api import ApiSettings, call
 from hilbert.testing.runtime import FakeRuntime
 
 ROUTES = ["/v1/embeddings", "/openai/v1/embeddings", "/embeddings"]
@@ -202,6 +202,19 @@ def test_a_client_that_asks_first_is_refused_at_once(serve):
     start = time.monotonic()
     assert server.raw(head).startswith(b"HTTP/1.1 413")
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "sent"),
+    [("_MAX_DRAIN_SECONDS", 0.3, b""), ("_MAX_DRAIN_BYTES", 50_000, b"a" * 100_000)],
+)
+def test_what_is_too_large_is_not_read_for_ever(serve, monkeypatch, limit, value, sent):
+    """Of a gigabyte that is announced nothing comes, or too much of it."""
+    monkeypatch.setattr(call, limit, value)
+    server = serve(settings=ApiSettings(max_body_bytes=1000))
+    start = time.monotonic()
+    assert server.raw(post_head(10**9) + sent).startswith(b"HTTP/1.1 413")
+    assert time.monotonic() - start < 10
 
 
 def test_a_large_body_within_the_limit_is_read(server):

@@ -152,6 +152,10 @@ def test_a_key_for_some_models_only(serve, keys_file: Path) -> None:
             assert ask(path.replace("{id}", "large"), body, "tok_2") in (200, 400, 424)
             seen += 1
     assert seen > 10
+    alone = serve("large", settings=ApiSettings(keys_file=str(keys_file)), max_concurrent_requests=1)
+    alone.model.admission.admit(1, 0.0)  # that it is full is not this key's to know
+    assert alone.post(EMBED, BODY, headers=bearer("tok_1")).status_code == 403
+    assert alone.post(EMBED, BODY, headers=bearer("tok_2")).status_code == 429
 
 
 def test_seed_004_over_http(serve) -> None:

@@ -50,6 +50,7 @@ def osv() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_vulnerable_passed_and_unreachable(osv: str, tmp_path: Path) -> None:
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("hotel==1.0\nroom==3.1\n")

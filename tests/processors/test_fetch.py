@@ -61,7 +61,10 @@ def test_which_addresses_are_public() -> None:
     assert [address for address in PRIVATE.split() if is_public(address)] == []
 
 
-def test_a_page_its_headers_and_the_connection_that_is_kept() -> None:
+def test_a_page_its_headers_and_the_connection_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # is not asked
+
     async def story() -> None:
         async with web() as site, fetching(user_agent="guest/1.0") as fetcher:
             site.pages["/a.png"] = page(b"picture", "set-cookie: secret=1")
