@@ -141,6 +141,19 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
         assert number in c.error.message
     with pytest.raises(NoRoom, match="next try is in"):
         house.residency.want(c, house.now)
+    house.residency.set_budget(50_000_000)  # another budget is another matter
+    house.residency.want(c, house.now)
+    house.settle()
+    assert "c" in house.loaded and c.error is None
+
+
+def test_where_no_setting_raises_the_budget_another_remedy_is_told() -> None:
+    residency = Residency(5, remedy="take a smaller --dtype")
+    a = Resident("a", 10)
+    residency.add(a)
+    residency.want(a, 0.0)
+    assert residency.plan(0.0, 0, ()).refused is a and a.error is not None
+    assert a.error.message.endswith("take a smaller --dtype") and "--memory" not in a.error.message
 
 
 def test_failures_are_told_at_once_and_tried_again_later_and_later() -> None:

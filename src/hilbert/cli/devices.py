@@ -38,7 +38,7 @@ class DeviceLoader:
         served = await self._loader.load(entry, spec)
         memory = self._fleet.device_memory(self._device)
         if memory.total_bytes and self._residency.budget_bytes == UNKNOWN_BYTES:
-            self._residency.budget_bytes = size_bytes("auto", memory.available_bytes)
+            self._residency.set_budget(size_bytes("auto", memory.available_bytes))
         return served
 
     def used_bytes(self) -> int:

@@ -96,7 +96,8 @@ class Roster:
             for entry in made:
                 await self._retire(entry)
             raise
-        residency.budget_bytes = budget
+        if budget != residency.budget_bytes:
+            residency.set_budget(budget)
         for memory in self._memories.values():
             memory.residency.idle_unload_seconds = settings.idle_unload_seconds
             memory.load_timeout_seconds = settings.load_timeout
@@ -224,7 +225,8 @@ class Roster:
         if not device.startswith("cuda"):
             return self.memory
         if device not in self._memories:
-            residency = Residency(UNKNOWN_BYTES, self.settings.idle_unload_seconds)
+            remedy = "take a smaller --dtype, or another --device"
+            residency = Residency(UNKNOWN_BYTES, self.settings.idle_unload_seconds, remedy)
             loader = DeviceLoader(self.loader, self._fleet, device, residency)
             self._memories[device] = Memory(residency, loader, self.settings.load_timeout, device)
         return self._memories[device]

@@ -124,13 +124,20 @@ class Residency:
     Args:
         budget_bytes: what everything together may take, the processes themselves included.
         idle_unload_seconds: unload what nobody used for so long; None keeps it.
+        remedy: what the operator can do where a model does not fit.
 
     Attributes:
         floor_bytes: what is taken when no model is loaded.
     """
 
-    def __init__(self, budget_bytes: int, idle_unload_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        budget_bytes: int,
+        idle_unload_seconds: float | None = None,
+        remedy: str = "raise it with --memory",
+    ) -> None:
         self.budget_bytes = budget_bytes
+        self._remedy = remedy
         self.idle_unload_seconds = idle_unload_seconds
         self.floor_bytes = 0
         self._residents: dict[str, Resident] = {}
@@ -139,6 +146,13 @@ class Residency:
     def residents(self) -> tuple[Resident, ...]:
         """Everybody, in the order in which they came."""
         return tuple(self._residents.values())
+
+    def set_budget(self, budget_bytes: int) -> None:
+        """Keep to another budget; whoever did not fit into the old one may come at once."""
+        self.budget_bytes = budget_bytes
+        for resident in self._residents.values():
+            if resident.state is State.FAILED and isinstance(resident.error, NoRoom):
+                resident.num_failures, resident.retry_at = 0, -math.inf
 
     def add(self, resident: Resident) -> None:
         """Make a model known."""
@@ -276,7 +290,7 @@ class Residency:
         return NoRoom(
             f"{resident.key} takes about {_megabytes(resident.size_bytes)}; the server itself holds "
             f"{_megabytes(self.floor_bytes)}{pinned}, and the budget is {_megabytes(self.budget_bytes)}: "
-            "raise it with --memory"
+            f"{self._remedy}"
         )
 
     def _idle(
