@@ -59,6 +59,11 @@ def test_where_no_server_is(words: list[str], stranger: str, capsys: pytest.Capt
     assert "no Hilbert server" in refused(stranger)
 
 
+def test_a_pause_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--every", "-1", "--url", NOBODY]) == 2
+    assert "--every" in capsys.readouterr().err
+
+
 def test_a_second_key_of_one_label_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = ["--keys-file", str(tmp_path / "keys")]
     assert main(["keys", "add", "alice", *file]) == 0

@@ -191,7 +191,7 @@ def reload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> No
 def status(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
-    every: Annotated[float, typer.Option(metavar="SECONDS", help="Pause between two looks.")] = 1.0,
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Pause between two looks.")] = 1.0,
 ) -> None:
     """Show a running server: memory, models and the last edit of its settings. Live on a terminal."""
     watch_status(url, api_key, every)
