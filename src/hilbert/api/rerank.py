@@ -176,7 +176,7 @@ def _text(item: Text, field: str, index: int | None, names: list[str] | None = N
         if kind in item:
             article = "an" if kind[0] in "ai" else "a"
             raise UnsupportedTask(
-                f"{place} is {article} {kind.removesuffix('_url')}; this model orders texts.",
+                f"{place} is {article} {kind.removesuffix('_url')}; this model orders texts; send `text`.",
                 param=field,
                 index=index,
             )

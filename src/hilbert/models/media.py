@@ -111,7 +111,7 @@ def decode(text: str) -> bytes:
     """
     data = _decode(text)
     if not data:
-        raise MalformedMedia("It is empty.")
+        raise MalformedMedia("It is empty. Send a URL, a data URI or base64.")
     return data
 
 

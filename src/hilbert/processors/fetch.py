@@ -83,7 +83,7 @@ class ByteBudget:
         """Say that a URL brings too much."""
         raise MediaError(
             f"{shown(url)} is too large: the URLs of one request may bring {self.total} bytes together "
-            "(--max-fetch-bytes)."
+            "(--max-fetch-bytes). Send it smaller, or with fewer others."
         )
 
 
@@ -166,7 +166,9 @@ class Fetcher:
                     raise MediaError(error.message) from None
             finally:
                 await response.aclose()
-        raise MediaError(f"{shown(url)} redirects more than {_MAX_REDIRECTS} times.")
+        raise MediaError(
+            f"{shown(url)} redirects more than {_MAX_REDIRECTS} times. Send the URL that it ends at."
+        )
 
     def _checked(self, text: str) -> httpx2.URL:
         """A URL of the kind that is fetched."""
@@ -177,7 +179,10 @@ class Fetcher:
         except (httpx2.InvalidURL, ValueError):
             raise MalformedMedia(f"{shown(text)} is no valid URL.") from None
         if url.scheme not in _SCHEMES or not url.host:
-            raise MalformedMedia(f"{shown(text)} is not fetched: only http and https URLs with a host are.")
+            raise MalformedMedia(
+                f"{shown(text)} is not fetched: only http and https URLs with a host are. Send anything else "
+                "as a data URI."
+            )
         port = url.port or 443
         is_usual = port in (80, 443) or _FIRST_UNPRIVILEGED_PORT <= port <= _LAST_PORT
         if not is_usual and url.host not in self._settings.private_hosts:
@@ -194,7 +199,10 @@ class Fetcher:
 
 async def _content(response: httpx2.Response, url: str, budget: ByteBudget) -> bytes:
     if response.status_code != 200:
-        raise MediaError(f"{shown(url)} cannot be fetched: its server answered {response.status_code}.")
+        raise MediaError(
+            f"{shown(url)} cannot be fetched: its server answered {response.status_code}. Correct the URL, "
+            "or send the content as a data URI."
+        )
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise MediaError(
@@ -231,7 +239,7 @@ class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
         except (OSError, UnicodeError):  # unknown, or a label that is too long
             addresses = []
         if not addresses:
-            raise MediaError(f"The host {host[:_SHOWN_URL_CHARS]!r} is not known.")
+            raise MediaError(f"The host {host[:_SHOWN_URL_CHARS]!r} is not known. Correct the URL.")
         if host not in self._private_hosts and not all(map(is_public, addresses)):
             raise MediaError(
                 f"The host {host[:_SHOWN_URL_CHARS]!r} is not on the public internet, so nothing is fetched "
