@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from hilbert.core import OutputType, Task
 from hilbert.errors import ModelNotFound
-from hilbert.models import Entry, State
+from hilbert.models import Entry, Memory, Residency, State
 from hilbert.scheduler import Admission
 
 
@@ -99,6 +99,15 @@ def test_an_operator_names_the_model(three) -> None:
         assert reply.json()["error"]["message"].startswith("`model` is missing; name the one that is meant. ")
         assert "e5 (at /)" in reply.json()["error"]["message"]
     assert three.post("/admin/models/unload", {"model": "nope"}).status_code == 404
+
+
+def test_a_model_that_an_edit_replaces_meanwhile(three, monkeypatch) -> None:
+    (now, *_), registry = three.registry.list(), three.registry
+    before = Entry("bge-m3", Admission(10, 10), memory=Memory(Residency(1), cast(Any, None)))
+    named = iter([before, now])  # the operator asks, the edit comes, and the model is another
+    monkeypatch.setattr(registry, "named", lambda name: next(named))
+    reply = three.post("/admin/models/load", {"model": "bge-m3"})
+    assert reply.status_code == 200 and reply.json()["state"] == "loaded"
 
 
 def test_without_a_name_the_first_that_can(serve, served) -> None:

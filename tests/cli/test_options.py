@@ -260,6 +260,7 @@ def test_cache_dir_dtype_engine_and_preload_only(start, tmp_path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     ended = hilbert("serve", "-m", model, "--preload-only", "--cache-dir", str(first), "--dtype", "float32")
     assert ended.returncode == 0 and "float32" in ended.stdout
+    assert ended.stdout.endswith("dense of 64 numbers, multivector of 64 numbers\n")
     traced = sorted(path.name for path in (first / "artifacts").iterdir())
     assert len(traced) == 1
     assert hilbert("v2", "--model-id", model, "--preload-only", HILBERT_CACHE_DIR=str(second)).returncode == 0

@@ -6,6 +6,7 @@ answer whoever calls from this machine itself and was not passed on by a proxy.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import time
@@ -24,6 +25,7 @@ from hilbert.api.routing import Handler, Route
 from hilbert.api.settings import ApiSettings
 from hilbert.errors import Forbidden
 from hilbert.models import Entry, Memory, Registry
+from hilbert.models.memory import Retired
 from hilbert.models.residency import UNKNOWN_BYTES
 
 _FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
@@ -109,10 +111,12 @@ def admin_routes(
     def changing(change: Callable[[Memory, Entry], Awaitable[object]]) -> Handler:
         async def handler(call: Call) -> Reply:
             body = _decoder.decode(await call.body(settings.max_body_bytes))
-            entry = models.named(body.model)
-            if entry.memory is not None:  # else it was given loaded and stays so
-                await change(entry.memory, entry)
-            return Reply(msgspec.json.encode(card(entry)))
+            while True:
+                entry = models.named(body.model)
+                with contextlib.suppress(Retired):  # an edit has put another in its place: change that one
+                    if entry.memory is not None:  # else it was given loaded and stays so
+                        await change(entry.memory, entry)
+                    return Reply(msgspec.json.encode(card(entry)))
 
         return handler
 
