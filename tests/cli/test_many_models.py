@@ -221,17 +221,16 @@ def test_edits_while_it_runs(start, static, tmp_path) -> None:
     assert after != before
     file.write_text("")  # as an editor that writes in place leaves it for a moment
     file.write_text(f'models:\n- {{id: "{other}", name: one}}\n')
-    for broken in (
-        *(
-            "models: [{id: a, dtyp: x}]",
-            f'models: [{{id: "{tmp_path}/nowhere", name: one}}]',
-            "[",
-            "# nothing",
-        ),
-        f'models:\n- {{id: "{other}", name: one}}\nmemory: 1MB\n',
+    for broken, words in (
+        ("models: [{id: a, dtyp: x}]", "models[0].dtyp"),
+        (f'models: [{{id: "{tmp_path}/nowhere", name: one}}]', "the model one: There is no model folder"),
+        ("[", "line 1"),
+        ("# nothing", "names no models any more"),
+        (f'models:\n- {{id: "{other}", name: one}}\nmemory: 1MB\n', "--memory"),
     ):
         file.write_text(broken)
         until(lambda: config()["error"] is not None)
+        assert words in config()["error"]
         assert server.post(["a"], model="one", headers=head).json()["data"][0]["embedding"] == after
         file.write_text(f'models:\n- {{id: "{other}", name: one}}\n')
         until(lambda: config()["error"] is None)

@@ -112,7 +112,10 @@ class Roster:
     async def _bring(self, made: list[Entry], by_name: dict[str, Entry]) -> None:
         """See the files of new models; load those that take over from one that answers requests now."""
         for entry in made:
-            entry.spec = await self.loader.resolve(entry)
+            try:
+                entry.spec = await self.loader.resolve(entry)
+            except ServingError as error:
+                raise type(error)(f"the model {entry.name}: {error.message}") from None
             entry.resident.size_bytes = self.loader.size_of(entry, entry.spec)
         for entry in made:
             predecessor = by_name.get(entry.name)
