@@ -309,3 +309,36 @@ def test_what_a_model_lacks_is_told_with_what_it_has(
     message = ask(server, route, 400, model=name, **body)["error"]["message"]
     assert message.startswith(f"The model {name} does not support `") and why in message
     assert "It can: " in message
+
+
+# Per engine, the numbers that it computes in and how far it may be from the library's.
+ENGINES = {"onnx": ("float32", 1e-5), "ctranslate2": ("float32", 1e-5), "openvino": ("int8", 0.2)}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_other_engines_and_eight_bits(
+    start: Callable[..., Server], folders: dict[str, Path], cache: str, engine: str
+) -> None:
+    dtype, tolerance = ENGINES[engine]
+    names = ["dense", "m3"] if engine == "ctranslate2" else ["dense", "m3", "splade", "ce-bert"]
+    flags = ["--engine", engine, "--dtype", dtype, "--cache-dir", cache]
+    with traced_here():
+        for name in names:
+            model = Model(str(folders[name]), engine=engine, dtype=dtype, device="cpu", cache_dir=cache)
+            assert (model.info.engine, model.info.dtype) == (engine, dtype)
+            model.close()
+            flags += ["-m", str(folders[name]), "--served-model-name", name]
+    server = start(*flags)
+    for name in ("dense", "m3"):
+        rows = [item["embedding"] for item in ask(server, "/v1/embeddings", model=name, input=TEXTS)["data"]]
+        close(rows, loaded("SentenceTransformer", folders[name]).encode(TEXTS, batch_size=1), tolerance)
+    if engine == "ctranslate2":
+        told = ask(server, "/v1/embeddings_sparse", 400, model="m3", input=TEXTS)["error"]["message"]
+        assert "engine ctranslate2 does not return sparse; take --engine openvino or torch or onnx" in told
+        return
+    hits = ask(server, "/rerank", model="ce-bert", query=QUERY, documents=TEXTS)["results"]
+    theirs = loaded("CrossEncoder", folders["ce-bert"]).predict([(QUERY, t) for t in TEXTS], batch_size=1)
+    close([hit["relevance_score"] for hit in sorted(hits, key=lambda hit: hit["index"])], theirs, tolerance)
+    if dtype == "float32":
+        body = ask(server, "/v1/embeddings_sparse", model="splade", input=TEXTS)
+        same_weights(body["data"], loaded("SparseEncoder", folders["splade"]).encode(TEXTS, batch_size=1))
