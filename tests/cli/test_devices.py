@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from gpu_runtimes import CONTEXT, MB, OTHERS, TOTAL
+from gpu_runtimes import CONTEXT, LONG, MB, OTHERS, TOTAL
 
 from hilbert.cli.fleet import WorkerFleet
 from hilbert.cli.remote import status_text
@@ -33,12 +33,12 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerSettings:
         models.append(
             ModelSettings(model_id=str(folder), served_model_name=name, device="cuda", dtype="float32")
         )
-    return ServerSettings(models=tuple(models), cache_dir=str(tmp_path / "cache"), memory="1GB")
+    return ServerSettings(models=tuple(models), cache_dir=str(tmp_path / "cache"), worker_timeout=5.0)
 
 
 def test_models_of_a_gpu_share_its_memory_and_not_the_machines(settings: ServerSettings) -> None:
     async def scene() -> None:
-        fleet = WorkerFleet(settings, prestart("gpu_runtimes:make"), lambda key, stats: None)
+        fleet = WorkerFleet(settings, prestart("gpu_runtimes:make"), lambda *batch: roster.on_batch(*batch))
         roster = Roster(settings, fleet)
         a, b, c = roster.entries
         assert a.memory is b.memory is not roster.memory and a.memory is not None
@@ -55,7 +55,15 @@ def test_models_of_a_gpu_share_its_memory_and_not_the_machines(settings: ServerS
                 assert a.memory.used_bytes == 200 * MB <= BUDGET
             assert {entry.resident.size_bytes for entry in (a, b, c)} == {100 * MB}
             assert a.metrics.unloads["evicted"] and roster.memory.residency.residents == ()
-            await a.memory.unload(b)
+            long, short = EmbedRequest(("room " * LONG,)), EmbedRequest(("a room",))
+            await model.embed(long)
+            while a.memory.used_bytes == 200 * MB:  # until a ping tells
+                await asyncio.sleep(0.01)
+            while b.served is not None:  # a batch looks at the memory, ten times a second at most
+                await model.embed(short)
+            await a.memory.unload(b)  # returns when it is gone
+            assert c.served is not None and a.memory.used_bytes == 160 * MB
+            await a.memory.reload(c)
             assert c.served is not None and a.memory.used_bytes == 100 * MB
             reading = roster.devices()[1]
             assert (reading.device, reading.total_bytes) == ("cuda:0", TOTAL)
