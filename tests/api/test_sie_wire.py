@@ -52,21 +52,39 @@ def unpacked(value: Any) -> Any:
     return {name: unpacked(item) for name, item in value.items()}
 
 
+def as_sie(rows: np.ndarray, dtype: str) -> np.ndarray:
+    """What SIE makes of rows."""
+    if dtype in ("binary", "ubinary"):
+        return np.packbits(rows > 0, axis=-1)
+    if dtype == "uint8":
+        least, most = rows.min(1, keepdims=True), rows.max(1, keepdims=True)
+        return np.round((rows - least) / (most - least) * 255).astype(np.uint8)
+    return quantize(rows, OutputDtype(dtype))
+
+
 def test_arrays_in_msgpack_are_those_of_the_json(m3, processor):
     body = {"items": [{"id": "a", "text": "hej"}], "params": {"output_types": [*map(str, VECTORS)]}}
     ids = processor.encode(EmbedRequest(("hej",)), 0)[0].input_ids
-    for dtype in ("float32", "float16", "int8", "binary"):
+    for dtype in ("float32", "int8", "uint8", "binary", "ubinary", "float16"):
         body["params"]["output_dtype"] = dtype
         packed = m3.post("/v1/encode/m", content=msgspec.msgpack.encode(body), headers=MSGPACK)
         assert packed.headers["content-type"] == "application/msgpack" and "x-total-time" in packed.headers
         (item,) = unpacked(msgspec.msgpack.decode(packed.content))["items"]
         rows = fake_vector(ids, 384)[None]
-        expected = quantize((rows / np.linalg.norm(rows)).astype(np.float32), OutputDtype(dtype))[0]
+        expected = as_sie((rows / np.linalg.norm(rows)).astype(np.float32), dtype)[0]
         values = item["dense"]["values"]
-        assert values.dtype == expected.dtype and np.abs(values.astype(float) - expected).max() < 1e-3
+        name = "binary" if dtype == "ubinary" else dtype
+        assert (item["dense"]["dtype"], item["dense"]["dims"]) == (name, 384)
+        assert values.dtype == expected.dtype and np.abs(values.astype(float) - expected).max() <= (
+            1 if dtype == "uint8" else 1e-3
+        )
         assert item["sparse"]["indices"].tolist() == fake_sparse(ids).token_ids.tolist()
-        assert item["sparse"]["values"].dtype == np.float32
-        assert item["multivector"]["values"].shape[0] == len(fake_token_vectors(ids, 4))
+        assert item["sparse"]["values"].dtype == (np.float16 if dtype == "float16" else np.float32)
+        tokens = fake_token_vectors(ids, 4)
+        tokens = as_sie(tokens / np.linalg.norm(tokens, axis=1, keepdims=True), dtype)
+        found = item["multivector"]["values"]
+        assert (found.dtype, found.shape) == (tokens.dtype, tokens.shape)
+        assert np.abs(found.astype(float) - tokens).max() <= (1 if dtype == "uint8" else 1e-3)
     mixed = m3.post("/v1/encode/m", body, headers={"accept": "application/json"})
     assert msgspec.json.decode(mixed.content, type=Encoded).items[0].id == "a"
     plain = m3.post("/v1/encode/m", body)

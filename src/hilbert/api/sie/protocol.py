@@ -27,6 +27,7 @@ from hilbert.core import (
     quantize,
 )
 from hilbert.core.quantize import NumberArray
+from hilbert.core.request import FloatArray
 from hilbert.errors import InvalidInput, UnsupportedTask
 
 _VECTORS = (OutputType.DENSE, OutputType.SPARSE, OutputType.MULTIVECTOR)
@@ -398,18 +399,18 @@ def to_answer(
     is_msgpack: bool,
 ) -> bytes:
     """The answer's body."""
-    dense = None if result.dense is None else quantize(result.dense, dtype)
+    dense = None if result.dense is None else _values(result.dense, dtype)
     items = []
     for place, item_id in enumerate(order.ids):
         item: dict[str, Any] = {} if item_id is None else {"id": item_id}
         if dense is not None:
             size = result.dense.shape[1] if result.dense is not None else 0
-            item["dense"] = {"dims": size, "dtype": dtype.value, "values": dense[place]}
+            item["dense"] = {"dims": size, "dtype": _type_name(dtype), "values": dense[place]}
         if result.sparse is not None:
-            item["sparse"] = _sparse(result.sparse[place], sparse_dimensions)
+            item["sparse"] = _sparse(result.sparse[place], sparse_dimensions, dtype)
         if result.multivector is not None:
             rows = result.multivector[place]
-            item["multivector"] = _multivector(quantize(rows, dtype), rows.shape, dtype)
+            item["multivector"] = _multivector(_values(rows, dtype), rows.shape, dtype)
         items.append(item)
     return to_bytes({"model": model, "items": items, "timing": timing_of(result, total_seconds)}, is_msgpack)
 
@@ -479,14 +480,41 @@ def timing_of(result: EncodeResult, total_seconds: float) -> dict[str, float]:
     }
 
 
-def _sparse(vector: SparseVector, sparse_dimensions: int) -> dict[str, Any]:
+def _values(rows: FloatArray, dtype: OutputDtype) -> NumberArray:
+    """``[N, E]`` float32 in another type, as SIE's servers write it.
+
+    Bits are packed without a sign, whichever of both is asked for; uint8 spans each row from its own least
+    number to its own largest.
+    Source: SIE 0.3.1, its postprocessor `QuantizePostprocessor`.
+    """
+    if dtype.is_packed:
+        return quantize(rows, OutputDtype.UBINARY)
+    if dtype is not OutputDtype.UINT8:
+        return quantize(rows, dtype)
+    least = rows.min(axis=-1, keepdims=True)
+    span = rows.max(axis=-1, keepdims=True) - least
+    return np.rint((rows - least) / np.where(span > 0, span, 1) * np.float32(255)).astype(np.uint8)
+
+
+def _type_name(dtype: OutputDtype) -> str:
+    """What SIE calls it in answers."""
+    return "binary" if dtype.is_packed else dtype.value
+
+
+def _sparse(vector: SparseVector, sparse_dimensions: int, dtype: OutputDtype) -> dict[str, Any]:
+    kind = np.float16 if dtype is OutputDtype.FLOAT16 else np.float32
     return {
         "dims": sparse_dimensions,
-        "dtype": "float32",
+        "dtype": np.dtype(kind).name,
         "indices": np.ascontiguousarray(vector.token_ids),
-        "values": np.ascontiguousarray(vector.weights),
+        "values": np.ascontiguousarray(vector.weights, dtype=kind),
     }
 
 
 def _multivector(values: NumberArray, shape: tuple[int, ...], dtype: OutputDtype) -> dict[str, Any]:
-    return {"token_dims": shape[1], "num_tokens": shape[0], "dtype": dtype.value, "values": values}
+    return {
+        "token_dims": shape[1],
+        "num_tokens": shape[0],
+        "dtype": _type_name(dtype),
+        "values": values,
+    }
