@@ -493,7 +493,10 @@ def _values(rows: FloatArray, dtype: OutputDtype) -> NumberArray:
         return quantize(rows, dtype)
     least = rows.min(axis=-1, keepdims=True)
     span = rows.max(axis=-1, keepdims=True) - least
-    return np.rint((rows - least) / np.where(span > 0, span, 1) * np.float32(255)).astype(np.uint8)
+    levels: NumberArray = np.rint((rows - least) / np.where(span > 0, span, 1) * np.float32(255)).astype(
+        np.uint8
+    )
+    return levels
 
 
 def _type_name(dtype: OutputDtype) -> str:
