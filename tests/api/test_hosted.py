@@ -130,7 +130,7 @@ def test_cohere_embeds_images_and_contents(eyes):
         ({"texts": ["a"], "embedding_types": ["int4"]}, ["int4", "ubinary"]),
         ({"texts": ["a"], "truncate": "MIDDLE"}, ["MIDDLE", "NONE, START, END"]),
         ({"texts": ["a"], "input_type": "search"}, ["input_type 'search'", "search_query"]),
-        ({"texts": ["a"], "output_dimension": 385}, ["385", "1 to 384"]),
+        ({"texts": ["a"], "output_dimension": 385}, ["output_dimension is 385", "1 to 384"]),
         ({"texts": ["a"], "max_tokens": 2}, ["max_tokens is 2", "at least 3"]),
         ({"images": [DATA]}, ["images[0] is image", "takes text only"]),
         ({"inputs": [{"content": [{"text": "a"}, {"image": "b"}]}]}, ["inputs[0] has 2 pieces"]),
@@ -287,6 +287,8 @@ def test_voyage_embeds_one_piece_each(eyes):
     assert body["usage"]["total_tokens"] == 5 + 2 * len(b"a picture")
     coded = eyes.post("/v1/multimodalembeddings", asked | {"encoding_format": "base64"}).json()["data"]
     assert np.allclose(np.frombuffer(base64.b64decode(coded[1]["embedding"]), "<f4"), found[1])
+    large = eyes.post("/v1/multimodalembeddings", asked | {"output_dimension": 100_000})
+    assert "output_dimension is 100000" in fits(large, SharedError, 400)["detail"]
     asked["inputs"][1]["content"] += pieces[:1]
     told = fits(eyes.post("/v1/multimodalembeddings", asked), SharedError, 400)
     assert told["detail"].startswith("inputs[1] has 2 pieces; the models served here make one vector")
@@ -303,6 +305,8 @@ def test_voyage_contextualized_is_late_chunking(tokens, processor):
     for document, chunks in zip(body["data"], inputs, strict=True):
         found = np.array([item["embedding"] for item in document["data"]])
         assert np.abs(found - chunked(processor, chunks)).max() < 1e-6
+    large = tokens.post("/v1/contextualizedembeddings", asked | {"output_dimension": 100_000})
+    assert "output_dimension is 100000" in fits(large, SharedError, 400)["detail"]
     small = tokens.post("/v1/contextualizedembeddings", asked | {"output_dtype": "int8"}).json()
     assert max(map(abs, small["data"][0]["data"][0]["embedding"])) == 127
     for wrong, word in (

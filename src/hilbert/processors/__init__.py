@@ -1,7 +1,7 @@
 """From what a caller sends to what a model sees: text to token ids, images and sounds to features."""
 
 from hilbert.processors.chunks import ChunkProcessor
-from hilbert.processors.naming import called, placed, renamed
+from hilbert.processors.naming import called, placed, renamed, spelled
 from hilbert.processors.pairs import PairProcessor, PairProcessors, pair_processor
 from hilbert.processors.prompts import resolve_prompt
 from hilbert.processors.static_queries import StaticQueries
@@ -18,5 +18,6 @@ __all__ = [
     "placed",
     "renamed",
     "resolve_prompt",
+    "spelled",
     "token_array",
 ]

@@ -27,6 +27,22 @@ def called(field: str, *, is_list: bool = True, shift: int = 0, of: str = "input
         raise renamed(error, field, is_list=is_list, shift=shift, of=of) from error
 
 
+@contextmanager
+def spelled(field: str, *, of: str) -> Iterator[None]:
+    """Rename what is raised inside about a field as a whole, such as ``dimensions``.
+
+    Args:
+        field: its name in the caller's request.
+        of: what it is called inside.
+    """
+    try:
+        yield
+    except ServingError as error:
+        if error.param != of or error.index is not None:
+            raise
+        raise type(error)(error.message.replace(of, field, 1), param=field) from error
+
+
 def renamed(
     error: ServingError, field: str, *, is_list: bool = True, shift: int = 0, of: str = "input"
 ) -> ServingError:

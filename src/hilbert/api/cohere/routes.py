@@ -19,7 +19,7 @@ from hilbert.core import RerankResult, Task
 from hilbert.errors import InputTooLong, InvalidInput
 from hilbert.models import Registry
 from hilbert.models.offload import offload
-from hilbert.processors import called
+from hilbert.processors import called, spelled
 from hilbert.processors.text import MAX_TEXT_CHARS, check_chars
 
 
@@ -36,7 +36,7 @@ class EmbedRoute:
         """Embed texts or images, in all types that are asked for."""
         order = await ordered(call, self._models, self._max_body_bytes, self._parse)
         task = Task.IMAGE_EMBED if order.has_media else Task.EMBED
-        with called(order.field):
+        with called(order.field), spelled("output_dimension", of="dimensions"):
             _, result = await embedded(call, self._models, order.model, order.request, task)
         size = result.num_numbers * max(1, len(order.types))
         return Reply(await written(size, protocol.to_json, order, self._version, result))

@@ -14,7 +14,7 @@ from hilbert.api.voyage.errors import VoyageDialect
 from hilbert.core import Task
 from hilbert.errors import ServingError
 from hilbert.models import Registry
-from hilbert.processors import called, placed
+from hilbert.processors import called, placed, spelled
 
 
 def voyage_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[Route]:
@@ -30,7 +30,7 @@ def voyage_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
     async def multimodal(call: Call) -> Reply:
         order = await ordered(call, models, size, read_multimodal)
         task = Task.IMAGE_EMBED if order.num_media else Task.EMBED
-        with called("inputs"):
+        with called("inputs"), spelled("output_dimension", of="dimensions"):
             model, result = await embedded(call, models, order.model, order.request, task)
         write = partial(protocol.multimodal_json, order, result, model.embedding_dtype)
         return Reply(await written(result.num_numbers, write, model.name, model.spec))
@@ -38,7 +38,8 @@ def voyage_routes(models: Registry, settings: ApiSettings, base: str) -> Iterato
     async def contextualized(call: Call) -> Reply:
         order = await ordered(call, models, size, read_contextualized)
         try:
-            model, result = await embedded(call, models, order.model, order.request)
+            with spelled("output_dimension", of="dimensions"):
+                model, result = await embedded(call, models, order.model, order.request)
         except ServingError as error:
             if error.index is None or error.param != "input":
                 raise
