@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import socket
@@ -9,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import openai
 import pytest
 
+from hilbert.api import create_app
 from hilbert.engine.base import Health
 from hilbert.testing.runtime import FakeRuntime
 
@@ -93,6 +97,38 @@ def test_a_full_server_reads_no_body_in_vain(serve, caplog):
         f"number-{i}" for i in range(num_refused)
     ]
     assert all(" model=" in r.message and "code=overloaded" in r.message for r in caplog.records[:-1])
+
+
+def test_a_request_that_fails_leaves_no_garbage(serve):
+    """What only the collector finds it looks for while others wait: 34 us for each refusal once."""
+    server = serve(max_concurrent_requests=1)
+    server.model.admission.admit(1, 0.0)
+    app, body = create_app(server.registry), b'{"input": "a"}'
+    statuses = []
+
+    async def ask() -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            statuses.append(message.get("status"))
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": []}
+        await app(scope, receive, send)
+
+    async def ask_often() -> int:
+        await ask()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(100):
+                await ask()
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    assert asyncio.run(ask_often()) < 100
+    assert set(statuses) == {429, None}
 
 
 def test_a_full_model_does_not_refuse_for_others(serve):

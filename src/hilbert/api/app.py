@@ -238,7 +238,8 @@ async def _handled(handler: Handler, call: Call, dialect: Dialect) -> Reply:
     try:
         return await handler(call)
     except ServingError as error:
-        call.error = error
+        # Its traceback holds the frames, which hold the call: garbage that only the collector would find.
+        call.error = error.with_traceback(None)
         return (call.dialect or dialect).error(error)
     except (ClientGone, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -180,6 +181,8 @@ class _Server:
             print(banner(self._settings, url), flush=True)
         fields = {"url": url, "seconds": round(seconds, 3)}
         logger.info("ready after %.2f s", seconds, extra={"fields": fields})
+        # What is here stays; to look through it for garbage would stop the loop for tens of milliseconds.
+        gc.freeze()
         if watch is not None:
             self._watching = asyncio.create_task(watch.run())
 

@@ -8,6 +8,7 @@ Everything here runs on the event loop.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Coroutine, Iterable
 from time import monotonic
@@ -383,6 +384,7 @@ class Memory:
         # Nobody holds it now: its tokenizer goes, and the loader gives the memory back.
         self._stays[entry.resident.key].last = None
         del served
+        gc.unfreeze()  # what the server has frozen at its start may be garbage now
         try:
             await self._loader.unload(entry)
         except EngineError as error:
