@@ -65,6 +65,10 @@ def test_seed_000_in_one_file(start, static, tmp_path) -> None:
         "bge-m3": "loaded", "reranker": "available", "multilingual-e5-large": "loaded",
     }  # fmt: skip
     assert server.get("/readyz").status_code == 200
+    until(lambda: models_of(server)["reranker"]["outputs"] == ["dense"])  # told by its files alone
+    away = models_of(server)["reranker"]
+    assert away["state"] == "available" and away["task"] == "rerank" and not away["stats"]["loads"]
+    assert away["dimensions"] == models_of(server)["bge-m3"]["dimensions"] == away["dims"]["dense"]
     assert models_of(server)["multilingual-e5-large"]["pinned"] is True
     for path, model in {"/bge/v1": "bge-m3", "/v1": "multilingual-e5-large"}.items():
         assert server.post(["hej"], f"{path}/embeddings", model="whatever").json()["model"] == model

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hilbert.config import ModelSettings, ServerSettings
+from hilbert.cli.runtime import is_on_this_machine, resolve_model
+from hilbert.config import ServerSettings
 from hilbert.errors import ServingError
-from hilbert.hub.lookup import is_folder_name, is_here
+from hilbert.hub.lookup import is_folder_name
 
 _FILES = ("keys_file", "ssl_certfile", "ssl_keyfile")
 
@@ -19,7 +20,7 @@ def complaints(settings: ServerSettings) -> list[str]:
 
 def not_here(settings: ServerSettings) -> list[str]:
     """The ids of models that are not on this machine: of these only the hub could tell more."""
-    return [model.model_id for model in settings.models if not _is_here(model, settings)]
+    return [model.model_id for model in settings.models if not is_on_this_machine(model, settings)]
 
 
 def _missing(settings: ServerSettings) -> Iterator[str]:
@@ -54,21 +55,9 @@ def _names(settings: ServerSettings) -> Iterator[str]:
 
 def _refused(settings: ServerSettings) -> Iterator[str]:
     """What the files of a model do not allow: a prompt, a pooling, a task that it has not."""
-    from hilbert.cli.runtime import resolve_model
-
     for index, model in enumerate(settings.models):
         try:
-            if _is_here(model, settings):
+            if is_on_this_machine(model, settings):
                 resolve_model(model, settings)
         except ServingError as error:
             yield f"models[{index}] ({model.name}): {error.message}"
-
-
-def _is_here(model: ModelSettings, settings: ServerSettings) -> bool:
-    return is_here(
-        model.model_id,
-        revision=model.revision or None,
-        cache_dir=settings.hub_cache_dir or None,
-        trust_remote_code=model.trust_remote_code,
-        own_cache=settings.cache_dir,
-    )

@@ -14,10 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from hilbert.cli.fleet import Fleet, device_of
-from hilbert.cli.runtime import resolve_model
+from hilbert.cli.runtime import is_on_this_machine, resolve_model
 from hilbert.config import ModelSettings, ServerSettings
 from hilbert.config.machine import give_memory_back, resident_bytes
 from hilbert.core import ModelSpec, OutputDtype
+from hilbert.errors import ServingError
 
 if TYPE_CHECKING:
     from hilbert.models import Entry, ServedModel
@@ -51,6 +52,20 @@ class ModelLoader:
     async def resolve(self, entry: Entry) -> ModelSpec:
         """See `models.Loader`."""
         return await in_thread(partial(resolve_model, self.models[entry.resident.key], self._settings))
+
+    async def look(self, entry: Entry) -> None:
+        """Read what a model is, where its files are on this machine. What is wrong is told who wants it."""
+        model = self.models[entry.resident.key]
+
+        def read() -> ModelSpec | None:
+            here = is_on_this_machine(model, self._settings)
+            return resolve_model(model, self._settings) if here else None
+
+        with suppress(ServingError, OSError):
+            spec = await in_thread(read)
+            if spec is not None and entry.spec is None:
+                entry.resident.size_bytes = self.size_of(entry, spec)
+                entry.spec = spec
 
     async def load(self, entry: Entry, spec: ModelSpec) -> ServedModel:
         """See `models.Loader`. The tokenizer is read while the engine is built."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from itertools import count
+from typing import Any
 
 from hilbert.cli.devices import DeviceLoader
 from hilbert.cli.fleet import Fleet, device_of
@@ -50,7 +51,7 @@ class Roster:
         self.loader = ModelLoader(settings, fleet)
         self._fleet = fleet
         self._entries: dict[str, Entry] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.memory = Memory(
             Residency(self._budget(settings), settings.idle_unload_seconds),
             self.loader,
@@ -103,9 +104,7 @@ class Roster:
             memory.load_timeout_seconds = settings.load_timeout
         self._begin(made)
         for entry in set(by_name.values()) - set(entries):
-            task = asyncio.get_running_loop().create_task(self._retire(entry))
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            self._start(self._retire(entry))
         names = [field.name for field in dataclasses.fields(settings)]
         return [n for n in names if getattr(settings, n) != getattr(self.settings, n)]
 
@@ -164,6 +163,18 @@ class Roster:
                     "%s does not fit into memory beside the others; it is loaded on first use", entry.name
                 )
         self.registry.is_starting = False
+        self._start(self._look())
+
+    async def _look(self) -> None:
+        """Learn what models are that are loaded on first use, for lists and for requests without a name."""
+        for entry in self.entries:
+            if entry.spec is None and not entry.is_retired:
+                await self.loader.look(entry)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _check_budget(self) -> None:
         """Refuse to come up where not even one model could ever be loaded.

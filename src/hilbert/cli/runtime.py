@@ -10,6 +10,7 @@ from hilbert.core.changes import with_default_prompt, with_pooling, with_prompts
 from hilbert.errors import InvalidInput
 from hilbert.hub import resolve
 from hilbert.hub.artifacts import read_manifest
+from hilbert.hub.lookup import is_here
 from hilbert.runtimes.base import RuntimeSettings
 
 
@@ -40,6 +41,17 @@ def resolve_model(model: ModelSettings, settings: ServerSettings) -> ModelSpec:
     if model.default_prompt_name:
         spec = with_default_prompt(spec, model.default_prompt_name)
     return spec if model.task == "auto" else with_task(spec, Task(model.task))
+
+
+def is_on_this_machine(model: ModelSettings, settings: ServerSettings) -> bool:
+    """Whether `resolve_model` would ask no network."""
+    return is_here(
+        model.model_id,
+        revision=model.revision or None,
+        cache_dir=settings.hub_cache_dir or None,
+        trust_remote_code=model.trust_remote_code,
+        own_cache=settings.cache_dir,
+    )
 
 
 def runtime_settings(model: ModelSettings, settings: ServerSettings) -> RuntimeSettings:
