@@ -5,7 +5,6 @@ Lines are made for people, or are JSON objects for machines. What a client sent 
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import json
@@ -145,6 +144,8 @@ class LateLines:
         if not may_wait or num_waiting >= _MAX_WAITING:
             self.flush()
         elif num_waiting == 1:
+            import asyncio  # workers log as well, and have no loop
+
             asyncio.get_running_loop().call_later(_DELAY_SECONDS, self.flush)
 
     def flush(self) -> None:
