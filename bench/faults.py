@@ -5,7 +5,8 @@
 
 Each fault meets a fresh server. Hilbert is tests/chaos/dangerous.py on a tiny model, Infinity 0.0.77 (torch)
 is `faulty_infinity.py` on all-MiniLM-L6-v2: both are the real servers, in which only what computes and what
-tokenizes fails on demand. TEI and SIE cannot be run here. Prints JSON.
+tokenizes fails on demand. Where clients leave work behind, Hilbert serves MiniLM as well. TEI and SIE cannot
+be run here. Prints JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import INFINITY, MODEL, make_all, make_model, python_of
-from servers import Server, running
+from servers import Server, hilbert_server, running
 
 BENCH = Path(__file__).resolve().parent
 PATIENCE = 15.0  # seconds until a caller gives up
@@ -212,7 +213,10 @@ def main() -> None:
     for name, fault in FAULTS.items():
         if options.only in name:
             found[name] = {}
-            for server in (hilbert(), infinity()):
+            ours = (
+                hilbert_server() if fault is left else hilbert()
+            )  # for what others compute the model matters
+            for server in (ours, infinity()):
                 if server.name in names:
                     with running(server) as live:
                         found[name][server.name] = fault(live.port, live.pid)
