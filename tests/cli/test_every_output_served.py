@@ -263,6 +263,8 @@ def test_pages_and_questions(server: Server, folders: dict[str, Path]) -> None:
     ):
         assert item["shape"] == list(rows.shape)
         close(item["embedding"], rows, 1e-4)
+    refused = ask(server, "/v1/rerank", 400, model="colqwen2", query=QUERY, documents=["a text"])
+    assert "its documents are images" in refused["message"]
 
 
 def test_small_numbers_come_after_dimensions(server: Server, folders: dict[str, Path]) -> None:

@@ -44,7 +44,7 @@ def rerank_work(facts: Facts, pairs: PairProcessors, request: RerankRequest) -> 
         request: the call.
 
     Raises:
-        UnsupportedTask: the model has several labels, or nothing to compare.
+        UnsupportedTask: the model has several labels, or nothing to compare with a text.
     """
     outputs = facts.outputs
     if OutputType.LOGITS in outputs:
@@ -52,6 +52,8 @@ def rerank_work(facts: Facts, pairs: PairProcessors, request: RerankRequest) -> 
             why = f"it scores {facts.num_labels} labels where a reranker has one"
             raise facts.cannot(Task.RERANK, why)
         return PairWork(facts, pairs, request)
+    if facts.spec.task is Task.MULTI_EMBED and facts.spec.chat is not None:
+        raise facts.cannot(Task.RERANK, "its documents are images, and every text is a query to it")
     prefers_tokens = facts.spec.task is Task.MULTI_EMBED or facts.spec.multivector is not None
     order = [OutputType.DENSE, OutputType.MULTIVECTOR, OutputType.SPARSE]
     if facts.spec.task is Task.SPARSE_EMBED:
