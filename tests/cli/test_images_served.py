@@ -75,6 +75,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+@pytest.mark.slow
 def test_a_clip_over_http(start: Any, clip: str, cache: str, site: str, pictures: Path) -> None:
     flags = ("-m", clip, "--cache-dir", cache, "--dtype", "float32", "--fetch-private-hosts", "localhost")
     server = start(*flags, "--max-fetch-bytes", "60000")

@@ -21,6 +21,7 @@ def spec_of(folder: Path, seed: int) -> ModelSpec:
     return resolve(str(tiny_model("bert", folder / str(seed), seed=seed, num_hidden_layers=1)))
 
 
+@pytest.mark.slow
 def test_one_child_for_several_models_and_a_crash_fails_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

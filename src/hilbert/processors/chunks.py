@@ -154,7 +154,7 @@ class ChunkProcessor:
         if not truncate:
             raise InputTooLong(
                 f"The document that begins with input[{first}] has {num_tokens} tokens; the model takes at "
-                f"most {limit}. Shorten it, or leave out `truncate: false`, so that it is read in windows.",
+                f"most {limit}. Shorten it, or allow truncation: then it is read in windows.",
                 param="input",
                 index=first,
             )

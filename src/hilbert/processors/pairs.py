@@ -246,7 +246,7 @@ def _default_prompt(texts: TextProcessor) -> str:
 def _too_long(index: int, num_tokens: int, texts: TextProcessor) -> InputTooLong:
     return InputTooLong(
         f"documents[{index}] and the query have {num_tokens} tokens together; the model takes at most "
-        f"{texts.max_len}. Shorten them, or leave out `truncate: false`.",
+        f"{texts.max_len}. Shorten them, or have them cut (`truncate`).",
         param="documents",
         index=index,
     )
