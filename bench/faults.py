@@ -213,9 +213,7 @@ def main() -> None:
     for name, fault in FAULTS.items():
         if options.only in name:
             found[name] = {}
-            ours = (
-                hilbert_server() if fault is left else hilbert()
-            )  # for what others compute the model matters
+            ours = hilbert_server() if fault is left else hilbert()
             for server in (ours, infinity()):
                 if server.name in names:
                     with running(server) as live:
