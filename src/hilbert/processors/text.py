@@ -745,8 +745,8 @@ def refuse_invalid_unicode(text: str, index: int) -> None:
 
 def _too_long(index: int, num_tokens: int, limit: int) -> InputTooLong:
     return InputTooLong(
-        f"input[{index}] has {num_tokens} tokens; the model takes at most {limit}. Shorten it, or have it cut "
-        "(`truncate`).",
+        f"input[{index}] has {num_tokens} tokens; the model takes at most {limit}. Shorten it, or have it "
+        "cut (`truncate`).",
         param="input",
         index=index,
     )
