@@ -130,6 +130,48 @@ class ClassifyResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtractRequest:
+    """One call that looks for spans of some kinds in texts.
+
+    Attributes:
+        texts: at least one.
+        labels: what to look for; a label that comes twice counts once.
+        threshold, is_flat, is_multi_label: as in `SpanQuery`.
+        truncate, timeout_seconds: as in `RerankRequest`.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    threshold: float = 0.5
+    is_flat: bool = True
+    is_multi_label: bool = False
+    truncate: bool | None = True
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractResult:
+    """The spans of each text, in the order of the texts.
+
+    Attributes:
+        labels: what was looked for, each label once.
+        spans: N arrays ``[n, 4]`` float32, by their starts: the first character, the one behind the last, the
+            place in `labels`, the score.
+        num_tokens: tokens that the model saw, the labels counted with each text.
+    """
+
+    labels: tuple[str, ...]
+    spans: tuple[FloatArray, ...]
+    num_tokens: int
+    timing: Timing
+
+    @property
+    def num_numbers(self) -> int:
+        """How much there is to write."""
+        return sum(rows.size for rows in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One token of a text.
 

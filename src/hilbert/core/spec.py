@@ -25,6 +25,7 @@ class Task(StrEnum):
     CLASSIFY = "classify"
     IMAGE_EMBED = "image_embed"
     AUDIO_EMBED = "audio_embed"
+    EXTRACT = "extract"
 
 
 class PoolingMode(StrEnum):
@@ -296,6 +297,20 @@ class TextTower(msgspec.Struct, frozen=True):
     strips_punctuation: bool = False
 
 
+class ExtractorSpec(msgspec.Struct, frozen=True):
+    """How a model that finds spans reads a text and its labels (GLiNER).
+
+    Attributes:
+        max_words: words of a text that it reads; the rest is cut off.
+        entity_token: stands before each label.
+        separator_token: stands between the labels and the text.
+    """
+
+    max_words: int
+    entity_token: str
+    separator_token: str
+
+
 class ModelSpec(msgspec.Struct, frozen=True):
     """One model repository at one revision.
 
@@ -304,9 +319,9 @@ class ModelSpec(msgspec.Struct, frozen=True):
         path: the local snapshot folder.
         commit: the hub commit, or ``""`` for a local folder.
         digest: SHA-256 over the files that decide the vectors (a commit stands for its files).
-        kind: ``"transformer"``, ``"static"`` (an embedding table and nothing else) or
-            ``"other"`` (only sentence-transformers itself can run it).
-        reason: why `kind` is ``"other"``, in words; else ``""``.
+        kind: ``"transformer"``, ``"static"`` (an embedding table and nothing else), ``"other"`` (only
+            sentence-transformers itself can run it) or ``"extractor"`` (only gliner itself can).
+        reason: why `kind` is ``"other"`` or ``"extractor"``, in words; else ``""``.
         family: `model_type` of config.json, ``""`` for static models.
         architecture: first entry of `architectures`, ``""`` where absent.
         config: config.json of the transformer, as read; only `programs` interprets it.
@@ -343,6 +358,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
         answer_ids: ids of ``yes`` and ``no`` of a bare causal language model, which can serve as a reranker.
         is_masked_lm: a bare masked language model, which can serve as SPLADE.
         loaded_as: the class of sentence-transformers that the repository is made for.
+        extractor: how it reads what spans are looked for in; None for models of another kind.
     """
 
     model_id: str
@@ -384,6 +400,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     answer_ids: tuple[int, int] | None = None
     is_masked_lm: bool = False
     loaded_as: str = "SentenceTransformer"
+    extractor: ExtractorSpec | None = None
 
     @property
     def sparse_dimensions(self) -> int:

@@ -24,7 +24,9 @@ _TASK_OF = {Modality.IMAGE: Task.IMAGE_EMBED, Modality.AUDIO: Task.AUDIO_EMBED}
 def tasks_of(spec: ModelSpec) -> tuple[Task, ...]:
     """Everything that this model can be asked for, its usual task first."""
     classifier = next((m for m in spec.modules if isinstance(m, ClassifierModule)), None)
-    if classifier is not None:
+    if spec.extractor is not None:
+        tasks = [Task.EXTRACT]
+    elif classifier is not None:
         tasks = [Task.RERANK, Task.CLASSIFY] if classifier.num_labels == 1 else [Task.CLASSIFY]
     elif any(isinstance(m, LogitScoreModule) for m in spec.modules):
         tasks = [Task.RERANK]

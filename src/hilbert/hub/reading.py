@@ -1,8 +1,8 @@
 """A snapshot folder to a `ModelSpec`, from the repository's own JSON.
 
 Reads three layouts: sentence-transformers (modules.json), plain transformers (config.json alone) and
-model2vec. Never imports torch or transformers; the values equal what sentence-transformers would load
-(tests/hub/test_families.py).
+model2vec; a fourth, GLiNER's, is read in `extractors`. Never imports torch or transformers; the values equal
+what sentence-transformers would load (tests/hub/test_families.py).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from hilbert.errors import ModelError, ModelUnavailable
 from hilbert.hub import heads
 from hilbert.hub.chain import ModuleEntry, Unsupported, output_size, read_chain, read_entries
 from hilbert.hub.chat import frame_of_queries, names_pair_roles, read_chat, read_template
+from hilbert.hub.extractors import is_extractor, read_extractor
 from hilbert.hub.files import read_object, tensor_shapes
 from hilbert.hub.lengths import max_model_len
 from hilbert.hub.towers import is_dual, other_tower, read_dual
@@ -466,6 +467,8 @@ def read_spec(
         ModelUnavailable: files are missing or broken.
         ModelError: the JSON contradicts itself, or a path leaves the repository.
     """
+    if is_extractor(snapshot):
+        return read_extractor(snapshot, model_id, commit, _tokenizer_max(snapshot))
     entries = read_entries(snapshot)
     draft = (
         _read_plain(snapshot)

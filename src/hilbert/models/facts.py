@@ -41,7 +41,12 @@ _ANSWERS_OF_LOGITS = ((Task.RERANK, "score"), (Task.CLASSIFY, "json"))
 
 
 def outputs_of(spec: ModelSpec, info: RuntimeInfo | None) -> frozenset[OutputType]:
-    """What one pass can return: as the runtime says, else as the files let expect."""
+    """What one pass can return for an embedding, a score or a class.
+
+    As the runtime says, else as the files let expect. A model that finds spans returns none of these.
+    """
+    if spec.extractor is not None:
+        return frozenset()
     if info is not None:
         return info.outputs
     if any(isinstance(m, ClassifierModule | LogitScoreModule) for m in spec.modules):
@@ -76,7 +81,9 @@ def sizes_of(spec: ModelSpec, info: RuntimeInfo | None) -> dict[OutputType, int]
 
 
 def answers_of(spec: ModelSpec, info: RuntimeInfo | None) -> tuple[str, ...]:
-    """What clients are answered, in SIE's words: kinds of vector, `score` of rerankers, `json` of classes."""
+    """What clients are answered, in SIE's words: kinds of vector, `score` of rerankers, `json` of others."""
+    if spec.extractor is not None:
+        return ("json",)
     returned = outputs_of(spec, info)
     vectors = [
         o.value for o in (OutputType.DENSE, OutputType.SPARSE, OutputType.MULTIVECTOR) if o in returned
@@ -182,6 +189,8 @@ class Facts:
 
     def _lacks(self, output: OutputType) -> str:
         """Why the model itself does not return it."""
+        if self.spec.extractor is not None:
+            return "it finds spans of texts"
         own = f"it returns {' and '.join(sorted(self.outputs))} and has {_LACKING[output]}"
         if output is OutputType.SPARSE and self.spec.is_masked_lm:
             return f"{own}; with --task sparse_embed its masked-language head would serve as one"

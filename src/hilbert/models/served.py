@@ -23,6 +23,8 @@ from hilbert.core import (
     EmbedRequest,
     EmbedResult,
     EncodeResult,
+    ExtractRequest,
+    ExtractResult,
     ModelSpec,
     Output,
     OutputDtype,
@@ -45,6 +47,7 @@ from hilbert.errors import (
 from hilbert.models.chunks import ChunkWork
 from hilbert.models.classify import ClassifyWork
 from hilbert.models.encode import EncodeWork, with_empty_rows
+from hilbert.models.extract import ExtractWork
 from hilbert.models.facts import Facts
 from hilbert.models.media import MediaLoader
 from hilbert.models.offload import offload, offload_media
@@ -52,11 +55,11 @@ from hilbert.models.rerank import rerank_work
 from hilbert.models.work import Work
 from hilbert.observability import ModelMetrics
 from hilbert.observability.tei import Kind
-from hilbert.processors import PairProcessors, StaticQueries, TextProcessor
+from hilbert.processors import PairProcessors, SpanProcessor, StaticQueries, TextProcessor
 from hilbert.scheduler import Admission
 
 Result = TypeVar("Result")
-Asked = TypeVar("Asked", EmbedRequest, RerankRequest, ClassifyRequest)
+Asked = TypeVar("Asked", EmbedRequest, RerankRequest, ClassifyRequest, ExtractRequest)
 
 # Rows with more numbers than this are finished in a thread (normalising 2048 rows of 384 takes 2 ms).
 _INLINE_NUMBERS = 65_536
@@ -112,6 +115,7 @@ class ServedModel:
         static_queries = None if spec.static_queries is None else StaticQueries(spec)
         self._facts = Facts(name, spec, processor, None, static_queries)
         self._pairs = PairProcessors(processor)
+        self._spans = None if spec.extractor is None else SpanProcessor(processor)
         self.metrics.read_queue_requests = lambda: admission.num_requests
         self.metrics.read_queue_tokens = lambda: admission.num_queued_tokens
         self.metrics.read_backlog_seconds = lambda: admission.backlog_seconds
@@ -157,6 +161,10 @@ class ServedModel:
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Score the classes of texts. Raises as `encode` does."""
         return await self._serve(ClassifyWork(self.facts, self._pairs, self._decided(request)))
+
+    async def extract(self, request: ExtractRequest) -> ExtractResult:
+        """Find spans of texts. Raises as `encode` does."""
+        return await self._serve(ExtractWork(self.facts, self._spans, self._decided(request)))
 
     def check_room(self) -> None:
         """Refuse early what would be refused anyway: whatever a request asks, it does not get in now.

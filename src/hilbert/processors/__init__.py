@@ -4,6 +4,7 @@ from hilbert.processors.chunks import ChunkProcessor
 from hilbert.processors.naming import called, placed, renamed, spelled
 from hilbert.processors.pairs import PairProcessor, PairProcessors, pair_processor
 from hilbert.processors.prompts import resolve_prompt
+from hilbert.processors.spans import SpanProcessor
 from hilbert.processors.static_queries import StaticQueries
 from hilbert.processors.text import TextProcessor, token_array
 
@@ -11,6 +12,7 @@ __all__ = [
     "ChunkProcessor",
     "PairProcessor",
     "PairProcessors",
+    "SpanProcessor",
     "StaticQueries",
     "TextProcessor",
     "called",

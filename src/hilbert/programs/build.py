@@ -60,7 +60,7 @@ def build(
         ModelError: the weights are missing, wrong or unsafe.
     """
     name, reason = plan(spec)
-    if name in ("static", "sentence-transformers"):
+    if name in ("static", "sentence-transformers", "gliner"):
         raise UnsupportedArchitecture(f"{spec.model_id}: {reason}")
     if name == "packed":
         try:

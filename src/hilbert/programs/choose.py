@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hilbert.core import ClassifierModule, ModelSpec, SparseCodeModule, TokenVectorsModule
 
-Program = Literal["packed", "padded", "static", "sentence-transformers"]
+Program = Literal["packed", "padded", "static", "sentence-transformers", "gliner"]
 
 # What a model is traced or converted to.
 Target = Literal["openvino", "onnx", "ctranslate2"]
@@ -62,6 +62,8 @@ def plan(spec: ModelSpec) -> tuple[Program, str]:
     """The program to try first, and the reason in one sentence."""
     if spec.kind == "static":
         return "static", "a table of token vectors is averaged; there is no transformer to run"
+    if spec.kind == "extractor":
+        return "gliner", spec.reason
     if spec.kind == "other":
         return "sentence-transformers", spec.reason
     if spec.family in PADDED_FAMILIES:

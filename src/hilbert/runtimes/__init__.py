@@ -30,6 +30,8 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
         from hilbert.runtimes.static import StaticRuntime
 
         return StaticRuntime(spec)
+    if spec.kind == "extractor":
+        return _gliner(spec, settings)
     export = exported_of(Path(spec.path))
     if export is not None:
         _check_runs_exports(spec, export, settings)
@@ -111,6 +113,20 @@ def _last_resort(spec: ModelSpec, settings: RuntimeSettings, reason: str) -> Run
             "pip install 'hilbert[torch]'"
         ) from error
     return SentenceTransformersRuntime(spec, settings, reason)
+
+
+def _gliner(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
+    if settings.engine not in ("auto", "torch"):
+        raise UnsupportedArchitecture(
+            f"{spec.model_id}: engine {settings.engine} does not find spans of texts; take --engine torch"
+        )
+    try:
+        from hilbert.runtimes.gliner_runtime import GlinerRuntime
+    except ImportError as error:
+        raise MissingDependency(
+            f"{spec.model_id} can only be run by gliner ({error}): pip install 'hilbert[gliner]'"
+        ) from error
+    return GlinerRuntime(spec, settings)
 
 
 def _engine(settings: RuntimeSettings) -> str:

@@ -32,7 +32,8 @@ class RuntimeInfo:
         engine: ``"openvino"``, ``"torch"``, ``"onnx"``, …
         device: ``"cpu"``, ``"cuda:0"``, …
         dtype: what the matrix products run in.
-        program: ``"packed"``, ``"padded"``, ``"static"``, ``"shipped"`` or ``"sentence-transformers"``.
+        program: ``"packed"``, ``"padded"``, ``"static"``, ``"shipped"``, ``"sentence-transformers"`` or
+            ``"gliner"``.
         reason: why this program, in one sentence.
         dimensions: ``E``.
         outputs: what one pass can return.
