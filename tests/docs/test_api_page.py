@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from cli_house import Server
 
+from hilbert.testing.extractors import tiny_extractor
 from hilbert.testing.models import tiny_model
 from hilbert.testing.towers import tiny_dual
 from hilbert.testing.tracing import traced_here
@@ -36,6 +37,7 @@ MODELS = {
     "colbert": lambda folder: tiny_model("bert", folder, head="colbert"),
     "Qwen3-Reranker-0.6B": lambda folder: tiny_model("qwen3", folder, head="logit_score"),
     "classifier": lambda folder: tiny_model("bert", folder, head="classifier", id2label=LABELS),
+    "gliner": lambda folder: tiny_extractor(folder, seed=40),
 }
 
 
@@ -99,7 +101,14 @@ def test_the_answers_are_true(url: str, page: str) -> None:
         check(reply.json(), answer, f"{page} {path} {model}")
     if page == "docs/api.md":
         assert {model for model, *_ in sent} == {"all-MiniLM-L6-v2", *MODELS}
-        kinds = {"embeddings", "embeddings_sparse", "embeddings/colbert", "rerank", "classify"}
+        kinds = {
+            "embeddings",
+            "embeddings_sparse",
+            "embeddings/colbert",
+            "rerank",
+            "classify",
+            "extract/gliner",
+        }
         assert {f"/v1/{kind}" for kind in kinds} <= {path for _, path, *_ in sent}
         assert {"int8", "ubinary"} <= {body.get("output_dtype") for _, _, body, _ in sent}
     assert sent, page

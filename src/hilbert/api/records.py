@@ -152,7 +152,7 @@ def _trace(call: Call, status: int, ended: float) -> RequestTrace:
     )
 
 
-_OPERATIONS = {"rerank": "rerank", "classify": "classify"}
+_OPERATIONS = {"rerank": "rerank", "classify": "classify", "extract": "extract"}
 
 
 def _gen_ai(call: Call, asked: Asked) -> dict[str, str | int | Sequence[str]]:

@@ -14,6 +14,8 @@ from hilbert.core import (
     ClassifyResult,
     EmbedRequest,
     EncodeResult,
+    ExtractRequest,
+    ExtractResult,
     Input,
     Media,
     MediaRef,
@@ -101,14 +103,27 @@ class ScoreBody(msgspec.Struct, kw_only=True):
     ] = None
 
 
+class ExtractOptions(msgspec.Struct, kw_only=True):
+    """How spans are chosen, with gliner's names and its defaults; `truncate` as on `/v1/embeddings`."""
+
+    threshold: Annotated[float, about("Spans that score no more are left out; 0 to 1.")] = 0.5
+    flat_ner: Annotated[bool, about("Of spans that overlap only the best is kept.")] = True
+    multi_label: Annotated[bool, about("The same span may have several labels.")] = False
+    truncate: bool | None = None
+
+
 class ExtractParams(msgspec.Struct, kw_only=True):
     """What to find."""
 
-    labels: Annotated[list[str] | None, about("Only these classes; by default all.")] = None
+    labels: Annotated[
+        list[str] | None,
+        about("Of a classifier only these classes, by default all. A model that finds spans needs them."),
+    ] = None
+    options: ExtractOptions | None = None
 
 
 class ExtractBody(msgspec.Struct, kw_only=True):
-    """Items to put into classes. Unknown fields are ignored."""
+    """Items to put into classes, or to find spans in. Unknown fields are ignored."""
 
     items: Annotated[list[Item] | None, about("At least one text.")] = None
     params: ExtractParams | None = None
@@ -189,12 +204,22 @@ class SieClass(msgspec.Struct):
     score: float
 
 
+class SieEntity(msgspec.Struct):
+    """One span; `start` and `end` count characters, the one at `end` is behind it."""
+
+    text: str
+    label: str
+    score: float
+    start: int
+    end: int
+
+
 class ExtractedItem(msgspec.Struct):
-    """What was found in one item: classes, best first. The other lists stay empty."""
+    """What was found in one item: classes, best first, or entities as they stand in the text."""
 
     id: str
     classifications: list[SieClass]
-    entities: list[Any]
+    entities: list[SieEntity]
     relations: list[Any]
     objects: list[Any]
     data: dict[str, Any]
@@ -251,8 +276,27 @@ class ExtractOrder(msgspec.Struct, frozen=True):
     """A body, read. Items without an id are called by their place."""
 
     ids: list[str]
+    texts: tuple[str, ...]
     labels: list[str] | None
-    request: ClassifyRequest
+    options: ExtractOptions
+
+    @property
+    def classes(self) -> ClassifyRequest:
+        """What is asked of a model that classifies."""
+        return ClassifyRequest(self.texts, truncate=self.options.truncate is not False)
+
+    @property
+    def spans(self) -> ExtractRequest:
+        """What is asked of a model that finds spans."""
+        options = self.options
+        return ExtractRequest(
+            self.texts,
+            tuple(self.labels or ()),
+            options.threshold,
+            options.flat_ner,
+            options.multi_label,
+            truncate=options.truncate is not False,
+        )
 
 
 def to_order(body: EncodeBody, max_items: int) -> Order:
@@ -326,10 +370,9 @@ def to_extract_order(body: ExtractBody, max_items: int) -> ExtractOrder:
     """What is asked, in the words of no dialect. Raises as `to_score_order` does."""
     items = _checked(body.items, max_items)
     texts = tuple([_text(item, "items", index) for index, item in enumerate(items)])
-    labels = None if body.params is None else body.params.labels
-    return ExtractOrder(
-        [item.id or f"item-{i}" for i, item in enumerate(items)], labels, ClassifyRequest(texts)
-    )
+    params = body.params or ExtractParams()
+    ids = [item.id or f"item-{i}" for i, item in enumerate(items)]
+    return ExtractOrder(ids, texts, params.labels, params.options or ExtractOptions())
 
 
 def _checked(items: list[Item] | None, max_items: int) -> list[Item]:
@@ -425,8 +468,8 @@ def to_score_answer(order: ScoreOrder, result: RerankResult, model: str, is_msgp
     return to_bytes({"model": model, "query_id": order.query_id, "scores": scores}, is_msgpack)
 
 
-def to_extract_answer(order: ExtractOrder, result: ClassifyResult, model: str, is_msgpack: bool) -> bytes:
-    """The answer's body.
+def to_classes_answer(order: ExtractOrder, result: ClassifyResult, model: str, is_msgpack: bool) -> bytes:
+    """The answer's body of a model that classifies.
 
     Raises:
         InvalidInput: a class is asked for that the model does not have.
@@ -443,9 +486,38 @@ def to_extract_answer(order: ExtractOrder, result: ClassifyResult, model: str, i
             for place, score in zip(places, short_floats(scores), strict=True)
             if not order.labels or result.labels[place] in order.labels
         ]
-        nothing: dict[str, Any] = {"entities": [], "relations": [], "objects": [], "data": {}}
-        items.append({"id": item_id, "classifications": found, **nothing})
+        items.append(_extracted(item_id, classifications=found))
     return to_bytes({"model": model, "items": items}, is_msgpack)
+
+
+def to_spans_answer(order: ExtractOrder, result: ExtractResult, model: str, is_msgpack: bool) -> bytes:
+    """The answer's body of a model that finds spans."""
+    items = []
+    for item_id, text, spans in zip(order.ids, order.texts, result.spans, strict=True):
+        places = spans[:, :3].astype(np.int64).tolist()
+        entities = [
+            {
+                "text": text[start:end],
+                "label": result.labels[label],
+                "score": score,
+                "start": start,
+                "end": end,
+            }
+            for (start, end, label), score in zip(places, short_floats(spans[:, 3]), strict=True)
+        ]
+        items.append(_extracted(item_id, entities=entities))
+    return to_bytes({"model": model, "items": items}, is_msgpack)
+
+
+def _extracted(item_id: str, **found: list[dict[str, Any]]) -> dict[str, Any]:
+    nothing: dict[str, Any] = {
+        "classifications": [],
+        "entities": [],
+        "relations": [],
+        "objects": [],
+        "data": {},
+    }
+    return {"id": item_id, **nothing, **found}
 
 
 def to_bytes(body: dict[str, Any], is_msgpack: bool) -> bytes:

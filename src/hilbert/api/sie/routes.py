@@ -1,4 +1,4 @@
-"""SIE's routes: vectors of every kind, scores and classes, in JSON or in msgpack.
+"""SIE's routes: vectors of every kind, scores, classes and entities, in JSON or in msgpack.
 
 A body is what its `Content-Type` says; the answer is JSON unless `Accept` names msgpack, as at SIE's
 gateway.
@@ -123,20 +123,28 @@ class ScoreRoute(_ItemsRoute[protocol.ScoreBody, protocol.ScoreOrder]):
 
 
 class ExtractRoute(_ItemsRoute[protocol.ExtractBody, protocol.ExtractOrder]):
-    """Handles `POST /v1/extract/{model}`, for models that classify."""
+    """Handles `POST /v1/extract/{model}`, for models that classify and models that find spans."""
 
     def __init__(self, models: Registry, settings: ApiSettings) -> None:
         super().__init__(models, settings, protocol.extract_decoder, protocol.to_extract_order)
 
     async def __call__(self, call: Call) -> Reply:
-        """Put items into classes."""
+        """Put items into classes, or find spans in them."""
         order = await self._read(call)
         model = await self._model(call, Task.CLASSIFY)
-        with called("items"):
-            result = await call.unless_gone(model.classify(order.request))
         is_msgpack = _wants_msgpack(call)
-        write = protocol.to_extract_answer
-        body = await written(8 * result.scores.size, write, order, result, model.name, is_msgpack)
+        with called("items"):
+            if OutputType.LOGITS in model.facts.outputs:
+                classes = await call.unless_gone(model.classify(order.classes))
+                write_classes = protocol.to_classes_answer
+                size = 8 * classes.scores.size
+                body = await written(size, write_classes, order, classes, model.name, is_msgpack)
+            else:
+                if call.asked is not None:
+                    call.asked.task = Task.EXTRACT
+                spans = await call.unless_gone(model.extract(order.spans))
+                write_spans = protocol.to_spans_answer
+                body = await written(8 * spans.num_numbers, write_spans, order, spans, model.name, is_msgpack)
         return Reply(body, 200, _media_type(is_msgpack))
 
 
@@ -189,7 +197,7 @@ def sie_routes(models: Registry, settings: ApiSettings, base: str) -> Iterator[R
         f"{base}/v1/extract/*",
         ExtractRoute(models, settings),
         SieDialect(),
-        summary="Classes of texts (SIE's answer)",
+        summary="Classes of texts, or entities in them (SIE's answer)",
         request=protocol.ExtractBody,
         response=protocol.Extracted,
     )
