@@ -31,11 +31,12 @@ class World:
 
     Attributes:
         open: URL of a server that asks for no key. Both serve the models minilm, reranker, classifier,
-            splade, m3 and clip.
+            splade, m3, clip and gliner.
         guarded: URL of one that wants `key` and takes one request at a time for each model.
         texts: N texts to embed or classify.
         query: what `documents` are ranked by.
         labels: the classes of the classifier.
+        kinds: what gliner looks for.
         images: files.
         folders: of the models that were made here, by name.
         cache: folder of traced graphs.
@@ -43,7 +44,9 @@ class World:
             ``documents`` (vectors), ``chunks`` (late chunking of the texts); ``ranking``, ``scores`` (after
             the sigmoid) and ``logits``, best first; ``labels`` and ``label_scores`` [N, 3], best first;
             ``sparse`` [N, vocabulary]; ``m3_dense``, ``m3_sparse``, ``m3_tokens_0`` … [n, 64];
-            ``clip_images``, ``clip_jpegs`` (the same images as JPEG) and ``clip_texts`` of length 1.
+            ``clip_images``, ``clip_jpegs`` (the same images as JPEG) and ``clip_texts`` of length 1. And what
+            gliner itself found in the texts: ``entity_places`` [M, 3] (the text's place, start, end),
+            ``entity_labels`` and ``entity_scores`` [M].
     """
 
     open: str
@@ -53,6 +56,7 @@ class World:
     query: str
     documents: list[str]
     labels: list[str]
+    kinds: list[str]
     images: list[str]
     folders: dict[str, str]
     cache: str

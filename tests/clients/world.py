@@ -1,7 +1,7 @@
 """What the clients meet: two servers in processes of their own, and what they should answer.
 
-Both serve the same six models. `open` asks for no key. `guarded` asks for one and lets one request at a time
-in for each model, so that a second one meets 429.
+Both serve the same seven models. `open` asks for no key. `guarded` asks for one and lets one request at a
+time in for each model, so that a second one meets 429.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from gliner import GLiNER
 from PIL import Image
 
 import hilbert
+from hilbert.testing.extractors import tiny_extractor
 from hilbert.testing.models import tiny_model
 from hilbert.testing.towers import tiny_dual
 
@@ -36,6 +38,7 @@ TEXTS = [
 QUERY = "Where is Aarhus?"
 DOCUMENTS = ["Paris is in France.", "Aarhus lies in Jutland.", "A city in Denmark: Aarhus.", "Bananas."]
 LABELS = {0: "anger", 1: "joy", 2: "sadness"}
+KINDS = ["person", "place"]
 
 
 @contextmanager
@@ -60,6 +63,7 @@ def running(folder: Path) -> Iterator[Path]:
             "query": QUERY,
             "documents": DOCUMENTS,
             "labels": list(LABELS.values()),
+            "kinds": KINDS,
             "images": [str(path) for path in images],
             "folders": {name: str(path) for name, path in models.items()},
             "cache": cache,
@@ -90,6 +94,7 @@ def _models(folder: Path) -> dict[str, Path]:
         "splade": tiny_model("bert", folder / "splade", head="splade"),
         "m3": tiny_model("xlm-roberta", folder / "m3", head="m3"),
         "clip": tiny_dual("clip", folder / "clip"),
+        "gliner": tiny_extractor(folder / "gliner"),
     }
 
 
@@ -139,7 +144,18 @@ def _expected(models: dict[str, Path], images: list[Path], cache: str) -> dict[s
         found["clip_images"] = model.embed_image(images, normalize=True)
         found["clip_jpegs"] = model.embed_image([_as_jpeg(path) for path in images], normalize=True)
         found["clip_texts"] = model.embed(TEXTS, normalize=True)
-    return found
+    return found | _entities(models["gliner"])
+
+
+def _entities(folder: Path) -> dict[str, Any]:
+    """What gliner itself finds."""
+    model = GLiNER.from_pretrained(str(folder), local_files_only=True)
+    entities = [(i, e) for i, text in enumerate(TEXTS) for e in model.predict_entities(text, KINDS)]
+    return {
+        "entity_places": np.array([(index, e["start"], e["end"]) for index, e in entities]),
+        "entity_labels": np.array([e["label"] for _, e in entities]),
+        "entity_scores": np.array([e["score"] for _, e in entities]),
+    }
 
 
 def _as_jpeg(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""SIE's SDK: classes of a classifier, profiles behind a name, what is served."""
+"""SIE's SDK: classes of a classifier, entities, profiles behind a name, what is served."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ def test_sie_extract(world: World) -> None:
     scores = np.array([[c["score"] for c in item["classifications"]] for item in answer])
     assert np.abs(scores - world.expected["label_scores"]).max() < 1e-5
     assert [c["label"] for c in some["classifications"]] == ["joy"] and some["entities"] == []
+
+
+@pytest.mark.row(CLIENT, "extract: entities by labels, with options")
+def test_sie_entities(world: World) -> None:
+    items = [{"text": text} for text in world.texts]
+    with sie_sdk.SIEClient(world.open) as client:
+        answer = client.extract("gliner", items, labels=world.kinds)
+        none = client.extract("gliner", items[0], labels=world.kinds, options={"threshold": 1.0})
+        with pytest.raises(sie_sdk.RequestError) as caught:
+            client.extract("gliner", items[0])
+    found = [(index, e) for index, item in enumerate(answer) for e in item["entities"]]
+    assert found and all(world.texts[i][e["start"] : e["end"]] == e["text"] for i, e in found)
+    places = [[index, e["start"], e["end"]] for index, e in found]
+    assert places == world.expected["entity_places"].tolist()
+    assert [e["label"] for _, e in found] == world.expected["entity_labels"].tolist()
+    world.same([e["score"] for _, e in found], "entity_scores")
+    assert none["entities"] == [] and caught.value.code == "INVALID_INPUT"
 
 
 @pytest.mark.row(CLIENT, "model:profile; list_models; extract of a model that does not classify")
