@@ -86,7 +86,7 @@ def test_images(call, world: World) -> None:
 @pytest.mark.row(CLIENT, "models.list, models.retrieve")
 def test_models(call, world: World) -> None:
     listed = {model.id for model in call("models.list").data}
-    assert {"minilm", "reranker", "classifier", "splade", "m3", "clip"} <= listed
+    assert {"minilm", "reranker", "classifier", "splade", "m3", "clip", "gliner"} <= listed
     assert call("models.retrieve", "minilm").id == "minilm"
 
 

@@ -69,7 +69,7 @@ def test_infinity_classify(world: World) -> None:
 @pytest.mark.row(CLIENT, "models, health")
 def test_infinity_models(world: World) -> None:
     listed = {model.id: model for model in models.sync(client=client(world)).data}
-    assert set(listed) == {"minilm", "reranker", "classifier", "splade", "m3", "clip"}
+    assert set(listed) == {"minilm", "reranker", "classifier", "splade", "m3", "clip", "gliner"}
     assert listed["reranker"].stats is not None
     assert health.sync_detailed(client=client(world)).status_code == 200
 
