@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import types
 from pathlib import Path
 
 import pytest
 
 from hilbert.access import ANONYMOUS, Keys, Proxies, group_of
+from hilbert.access import keys as keys_module
 from hilbert.config.networks import wrong_networks
 from hilbert.errors import Unauthorized
 
@@ -90,3 +93,18 @@ def test_limits_count_ipv6_customers_and_not_their_addresses() -> None:
     assert group_of("2001:db8:1:2:3::1") == group_of("2001:db8:1:2:ffff::9") == "2001:db8:1:2::"
     assert group_of("2001:db8:1:3::1") != group_of("2001:db8:1:2::1")
     assert group_of("::ffff:1.2.3.4") == "1.2.3.4" and group_of("unix") == "unix"
+
+
+def test_no_token_stays_in_memory(keys: Keys) -> None:
+    for token in (b"tok_file", b"tok_single"):
+        keys.identify({b"authorization": b"Bearer " + token})
+    seen: set[int] = set()
+    ahead = [keys, *(each for each in vars(keys_module).values() if hasattr(each, "cache_info"))]
+    while ahead:
+        each = ahead.pop()
+        if id(each) in seen or isinstance(each, types.ModuleType | types.FunctionType | type):
+            continue
+        seen.add(id(each))
+        assert not isinstance(each, bytes) or b"tok_" not in each
+        ahead += gc.get_referents(each)
+    assert len(seen) > 10

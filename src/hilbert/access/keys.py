@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 from hilbert.access.keyfile import ANONYMOUS, Key, KeyTable, digest_of
 from hilbert.access.watch import KeyFile
@@ -38,7 +37,7 @@ class Keys:
         if self.is_open:
             return ANONYMOUS
         tables = self._single if self._file is None else (*self._single, self._file.table())
-        digests = _digests(headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
+        digests = [digest_of(token) for token in _tokens(headers)]
         for digest in digests:
             for table in tables:
                 key = table.find(digest)
@@ -49,13 +48,12 @@ class Keys:
         )
 
 
-@lru_cache(4096)
-def _digests(authorization: bytes, api_key: bytes) -> tuple[bytes, ...]:
-    """Those of the tokens in two headers. Callers come again and again with the same ones."""
-    given = authorization.strip()
+def _tokens(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    given = headers.get(b"authorization", b"").strip()
     if given[:7].lower() == b"bearer ":
         given = given[7:].lstrip()
     else:
         scheme, _, _ = given.partition(b" ")
         given = b"" if scheme.lower() == b"bearer" else scheme
-    return tuple(digest_of(token) for token in (given, api_key.strip()) if token)
+    other = headers.get(b"x-api-key", b"").strip()
+    return [token for token in (given, other) if token]

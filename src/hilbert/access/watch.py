@@ -14,7 +14,7 @@ import stat
 import time
 from collections.abc import Callable
 
-from hilbert.access.keyfile import BadKeyFile, KeyTable, parse_keys
+from hilbert.access.keyfile import BadKeyFile, KeyTable, digest_of, parse_keys
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class KeyFile:
         self._identity: _Identity | None = None
         self._since = 0.0
         self._is_settled = False
-        self._content: bytes | None = None
+        self._seen: bytes | None = None  # the digest of what was read last: no token stays in memory
         self._complaint = ""
 
     def table(self) -> KeyTable:
@@ -66,7 +66,8 @@ class KeyFile:
         except OSError as error:
             return self._refuse(_why_not(error))
         self._is_settled = now - self._since > _SETTLED_SECONDS
-        if content == self._content:
+        seen = digest_of(content)
+        if seen == self._seen:
             return self._table
         try:
             table = parse_keys(content)
@@ -77,11 +78,11 @@ class KeyFile:
             for complaint in table.complaints:
                 logger.warning("keys file %s: %s", self._path, complaint)
             logger.info("keys file %s: %d keys", self._path, len(table.keys))
-        self._content, self._table = content, table
+        self._seen, self._table = seen, table
         return table
 
     def _refuse(self, why: str) -> KeyTable:
-        self._content, self._table, self._is_settled = None, _NOBODY, False
+        self._seen, self._table, self._is_settled = None, _NOBODY, False
         if why != self._complaint:
             self._complaint = why
             logger.error("keys file %s lets nobody in: %s", self._path, why)
