@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -19,8 +20,12 @@ from hilbert.config import ServerSettings
 _LAST_WORDS_SECONDS = 10
 
 
-# Nobody's headers are so long; nginx stops at 32 KiB.
+# Nobody's headers are so long; nginx stops at 32 KiB. The same goes for trailers and for what divides chunks.
 _MAX_HEADER_BYTES = 65_536
+# A body may still be on its way when its request is answered: with 401, say. Its sender reads the answer only
+# after it, so this much is thrown away before the connection is.
+_MAX_REST_BYTES = 512 * 1024 * 1024
+_MAX_REST_SECONDS = 15.0
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
     b"content-length: 44\r\n\r\nThe request's headers exceed 65,536 bytes.\r\n"
@@ -61,12 +66,21 @@ class HttpSettings:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself would collect headers without end and wait for clients for ever."""
+    """uvicorn's protocol, which by itself would collect headers without end and wait for clients for ever.
+
+    It also takes an `Upgrade`, to HTTP/2 for example, for the wish that it is: the request is answered as it
+    came, body included.
+    """
 
     _header_seconds: float
     _is_in_headers = True
-    _num_header_bytes = 0
+    _is_in_message = False
+    _num_begun = 0  # messages in what was just received
+    _num_idle_bytes = 0  # of the present message, since its start or the last byte of its body
+    _num_rest_bytes = 0
+    _has_body_come = False
     _header_timer: asyncio.TimerHandle | None = None
+    _rest_timer: asyncio.TimerHandle | None = None
     _reader_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
@@ -77,12 +91,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
         self._stop_timer()
+        self._stop_rest_timer()
         self._stop_reader_timer()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         """A request starts."""
-        self._is_in_headers, self._num_header_bytes = True, 0
+        self._is_in_headers = self._is_in_message = True
+        self._num_begun += 1
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -90,27 +106,76 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_headers = False
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """A part of a body has come."""
+        self._has_body_come = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is whole, unless its body is yet to come, which the parser skips after an `Upgrade`."""
+        if self.parser.should_upgrade() and _framing_of(self.headers):
+            return
+        self._is_in_message = False
+        self._stop_rest_timer()
+        super().on_message_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
     def data_received(self, data: bytes) -> None:
-        """Hang up on headers that exceed the limit."""
-        super().data_received(data)
-        if self._is_in_headers:
-            self._num_header_bytes += len(data)
-        if self._is_in_headers and self._num_header_bytes > _MAX_HEADER_BYTES:
-            self.transport.write(_TOO_LARGE)
-            self._close()
+        """Hang up on headers, and on anything else around a body, that exceed the limit."""
+        self._unset_keepalive_if_required()
+        self._num_begun, self._has_body_come = int(self._is_in_message), False
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        self._check_size(len(data))
         if not self._is_in_headers:
             self._stop_timer()
         elif self._header_timer is None:
             self._header_timer = self.loop.call_later(self._header_seconds, self._hang_up)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if framing := _framing_of(self.headers):
+                self.parser = httptools.HttpRequestParser(_BodyAlone(self))
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n%s: %s\r\n\r\n" % framing)
+            if rest := data[upgrade.args[0] :]:
+                self._feed(rest)
+
+    def _check_size(self, num_bytes: int) -> None:
+        is_of_one = self._num_begun == 1 and not self._has_body_come
+        self._num_idle_bytes = self._num_idle_bytes + num_bytes if is_of_one and self._is_in_message else 0
+        if self._num_idle_bytes > _MAX_HEADER_BYTES:
+            self.transport.write(_TOO_LARGE)
+            self._close()
+        if self._rest_timer is not None:
+            self._num_rest_bytes += num_bytes
+            if self._num_rest_bytes > _MAX_REST_BYTES:
+                self._close()
 
     def _stop_timer(self) -> None:
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
+    def _stop_rest_timer(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+
     def _hang_up(self) -> None:
-        if not self.transport.is_closing():
-            if self._num_header_bytes:
+        if self.cycle is not None and not self.cycle.response_complete:  # what came before is answered first
+            self._header_timer = self.loop.call_later(self._header_seconds, self._hang_up)
+        elif not self.transport.is_closing():
+            if self._num_idle_bytes:
                 self.transport.write(_TOO_SLOW)
             self._close()
 
@@ -131,6 +196,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._await_reader()
+        elif self._is_in_message and not self._is_in_headers and self.cycle.response_complete:
+            self._num_rest_bytes = 0
+            self._rest_timer = self.loop.call_later(_MAX_REST_SECONDS, self._close)
 
     def send_400_response(self, msg: str) -> None:
         """What came is not HTTP."""
@@ -164,6 +232,41 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._reader_timer is not None:
             self._reader_timer.cancel()
             self._reader_timer = None
+
+
+class _BodyAlone:
+    """Callbacks of a parser that is told a head of its own first, so that it reads the body that follows."""
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        self._protocol = protocol
+        self._is_in_own_head = True
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if not self._is_in_own_head:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_in_own_head:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_in_own_head:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._is_in_own_head:
+            self._protocol.on_headers_complete()
+        self._is_in_own_head = False
+
+
+def _framing_of(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
+    """The header that says where a body ends; None where there is no body."""
+    for name, value in headers:
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
+            return name, value
+    return None
 
 
 def _num_unread(transport: asyncio.Transport) -> int:
