@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 
 import pytest
@@ -171,6 +173,25 @@ class TestModels:
         await house.load("other")  # what came while the first one was traced was built at once
         await house.load("traced", traced_when=str(traced))  # and this after it
         await until(lambda: 0 < house.supervisor.resident_bytes < 150 << 20, "nothing of it is left")
+
+    @pytest.mark.parametrize("end", ["answer", "loss", "close"])
+    async def test_whoever_unloads_a_model_may_leave(self, house, end):
+        await house.load("other")
+        if end != "answer":
+            os.kill(house.pid, signal.SIGSTOP)  # so that it does not answer
+        leaves, stays = (asyncio.create_task(house.supervisor.unload(key)) for key in ("other", "model"))
+        await asyncio.sleep(0)  # both have told the worker
+        leaves.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaves
+        if end == "loss":
+            os.kill(house.pid, signal.SIGKILL)
+        elif end == "close":
+            await house.supervisor.close()
+        await asyncio.wait_for(stays, 2)
+        if end != "close":
+            await house.embed([1], model=await house.load("new"))
+        assert len(house.restarts) == (end == "loss")
 
     async def test_a_name_is_taken_once(self, house):
         with pytest.raises(EngineError, match="already"):

@@ -207,7 +207,7 @@ class Supervisor:
             self._desk.ready.discard(engine.number)
             done = self._unloading[engine.number] = self._loop.create_future()
             self._link.write(encode(Kind.UNLOAD, Unload(engine.number)))
-            await done
+            await asyncio.shield(done)  # it is told whether or not somebody still waits
 
     async def drain(self, drain_seconds: float | None = None) -> None:
         """Take no new requests, finish those that came, then end the worker. No process is left."""
@@ -233,6 +233,7 @@ class Supervisor:
             self._first.close()
             self._first = None
         self._desk.refuse_all(_shutting_down)
+        self._end_unloading()
         for engine in list(self._by_number.values()):
             self._settle_load(engine, _shutting_down())
             engine.state = Health.STOPPED
@@ -326,9 +327,7 @@ class Supervisor:
         """Blame somebody for it, and tell the owner."""
         self.num_restarts += 1
         self.device = DeviceMemory()
-        for done in self._unloading.values():
-            done.set_result(None)  # what these models held is gone with the process
-        self._unloading.clear()
+        self._end_unloading()
         num_convicted = self._desk.lose(end)
         if not end.running:
             self._blame_load()
@@ -508,6 +507,12 @@ class Supervisor:
         if not future.done():
             future.set_result(None)
 
+    def _end_unloading(self) -> None:
+        """What was to be unloaded is gone with the process."""
+        for done in self._unloading.values():
+            done.set_result(None)
+        self._unloading.clear()
+
     def _set_failed(self, engine: WorkerEngine, error: ServingError, pause_seconds: float) -> None:
         """A model that was loaded before cannot be loaded again: try later."""
         logger.error("model %s cannot be loaded again: %s", engine.key, error)
@@ -517,7 +522,7 @@ class Supervisor:
 
     def _load_again(self, engine: WorkerEngine) -> None:
         if engine.state is Health.FAILED and self._by_number.get(engine.number) is engine:
-            engine.state = Health.READY  # as far as orders are concerned; `_ready` says the truth
+            engine.state = Health.READY  # as far as orders are concerned; `Desk.ready` says the truth
             engine.num_lost_loads = 0
             self._order_load(engine)
 
