@@ -71,23 +71,26 @@ class TestRules:
         for _ in range(3):
             assert ledger.lost(Loss.KILLED, {1}) == ([] if _ < 2 else [1])
             assert ledger.next_to_send(READY) == ([1] if _ < 2 else [2])
-        assert not ledger.has_suspects
+        assert not ledger.keeps_waiting(READY)
 
     def test_two_losses_that_nothing_explains(self):
         ledger = filled(1)
         ledger.lost(Loss.KILLED, set())
-        assert not ledger.has_suspects
+        assert not ledger.keeps_waiting(READY)
         assert ledger.next_to_send(READY) == [1]
         ledger.lost(Loss.KILLED, set())
-        assert ledger.has_suspects
+        assert ledger.keeps_waiting(READY)
 
     def test_a_trial_waits_for_a_quiet_worker(self):
         ledger = filled(1)
         ledger.lost(Loss.CRASHED, {1})
-        assert ledger.enter(2, 2, {2}) is False
+        assert ledger.enter(2, 2, ()) is False
         assert ledger.next_to_send({2}) == [2]  # the suspect's model is not there yet
+        assert ledger.enter(3, 2, {2}) is True
+        assert ledger.enter(4, 2, {1, 2}) is False
         assert ledger.next_to_send({1, 2}) == []
-        assert ledger.answered(2)
+        assert ledger.answered(2) is False
+        assert ledger.answered(3) is True
         assert ledger.next_to_send({1, 2}) == [1]
 
     def test_an_abandoned_trial_goes_on(self):
@@ -209,6 +212,11 @@ class Machine(RuleBasedStateMachine):
         trial = self.ledger.trial
         extra = 1 if trial is not None and trial not in self.open else 0
         assert len(self.ledger) == len(self.open) + extra
+
+    @invariant()
+    def nobody_waits_for_nothing(self):
+        can_run = {i for i in self.open - self.worker if self.is_up and self.model_of[i] in self.ready}
+        assert not can_run or self.ledger.keeps_waiting(self.ready)
 
     @invariant()
     def nobody_is_taken_down_twice_by_the_same(self):

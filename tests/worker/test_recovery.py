@@ -88,6 +88,20 @@ class TestKilled:
         assert [r for r in results if isinstance(r, BaseException)] == []
         assert {m.health for m in others} == {Health.READY}
 
+    async def test_others_do_not_wait_for_a_suspect_whose_model_is_away(self, house, tmp_path):
+        gate = tmp_path / "gate"
+        gate.touch()
+        slow = await house.load("slow", wait_for=str(gate))
+        suspect = house.start([danger.SLOW], model=slow)
+        await asyncio.sleep(0.1)
+        gate.unlink()
+        os.kill(house.pid, signal.SIGKILL)
+        await until(lambda: house.model.health is Health.READY and house.restarts, "the next one is ready")
+        assert house.restarts[0].num_suspects == 1
+        await asyncio.wait_for(house.embed([1]), 1.0)
+        gate.touch()
+        await suspect
+
     async def test_a_caller_that_leaves_meanwhile(self, house):
         os.kill(house.pid, signal.SIGKILL)
         await until(lambda: house.model.health is Health.RECOVERING, "the loss shows")

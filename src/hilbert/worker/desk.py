@@ -65,9 +65,9 @@ class Desk:
         return len(self._pending)
 
     @property
-    def has_suspects(self) -> bool:
-        """Whether others wait until requests that may have brought a worker down were tried alone."""
-        return self._ledger.has_suspects
+    def keeps_waiting(self) -> bool:
+        """Whether newcomers wait until requests that may have brought a worker down were tried alone."""
+        return self._ledger.keeps_waiting(self.ready)
 
     def enter(self, model: WorkerEngine, request: Request) -> Pending:
         """Send a request, now or when there is a worker for it.

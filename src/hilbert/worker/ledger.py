@@ -11,7 +11,8 @@ The rules:
   waiting again; those that were being computed become suspects. When nothing was being computed, nobody
   is suspected the first time and everybody the second time (of a crash: at once).
 - A suspect is tried **alone**: it is sent when nothing is inside, and nothing is sent until it is
-  answered. So a request that kills workers can take others down once, never twice.
+  answered. So a request that kills workers can take others down once, never twice. While its model is not
+  loaded it keeps nobody waiting.
 - A suspect whose trial ends in another loss is **convicted**. A SIGKILL from outside proves little (an
   operator, the kernel's memory killer), so it takes two of them.
 - Nothing is ever lost or sent to the same worker twice: every id leaves through `answered`, `abandon`
@@ -59,10 +60,13 @@ class Ledger:
         """The suspect that is alone in the worker."""
         return self._trial
 
-    @property
-    def has_suspects(self) -> bool:
-        """Whether anything is, or waits to be, tried alone."""
-        return self._trial is not None or bool(self._suspects)
+    def keeps_waiting(self, ready: Container[int]) -> bool:
+        """Whether newcomers wait until what can be tried alone was tried.
+
+        Args:
+            ready: the models that the worker has loaded.
+        """
+        return self._trial is not None or any(entry.model in ready for entry in self._suspects.values())
 
     @property
     def has_waiting(self) -> bool:
@@ -76,7 +80,7 @@ class Ledger:
     def enter(self, request_id: int, model: int, ready: Container[int]) -> bool:
         """Take a new request in. True: send it now; False: `next_to_send` will name it."""
         entry = _Entry(model)
-        if model in ready and not self._suspects and self._trial is None:
+        if model in ready and not self.keeps_waiting(ready):
             self._inside[request_id] = entry
             return True
         self._waiting[request_id] = entry

@@ -253,7 +253,7 @@ class Supervisor:
             return Health.FAILED
         is_ready = (
             model.number in self._desk.ready
-            and not self._desk.has_suspects
+            and not self._desk.keeps_waiting
             and self._link is not None
             and self._link.is_responsive
         )
