@@ -344,6 +344,17 @@ class TestDrain:
         assert [r for r in results if isinstance(r, BaseException)] == []
         await draining
 
+    async def test_of_one_model(self, house):
+        model = await house.load("leaving")
+        caller = house.start([danger.SLOW], model=model)
+        await asyncio.sleep(0.1)
+        unloading = asyncio.create_task(house.supervisor.unload("leaving"))
+        await asyncio.sleep(0)
+        os.kill(house.pid, signal.SIGKILL)
+        await asyncio.wait_for(caller, 4.0)
+        await unloading
+        assert model.health is Health.STOPPED and list(house.supervisor.models) == ["model"]
+
     async def test_what_does_not_end_is_cut_off(self, open_house):
         house = await open_house(exit_seconds=0.5, worker_timeout_seconds=30.0)
         pid = house.pid

@@ -421,7 +421,7 @@ class Supervisor:
         self._desk.has_answered = False
         self._set_patience()
         for engine in self._by_number.values():
-            if engine.state in (Health.LOADING, Health.READY):
+            if engine.state in (Health.LOADING, Health.READY, Health.DRAINING):
                 self._order_load(engine)
         self._note_ready()
 
