@@ -256,6 +256,42 @@ def test_a_hung_engine_takes_the_others_on_its_device_along(make_bench):
     hung.runtime.let_go()
 
 
+def test_a_batch_that_hangs_while_its_engine_stops_is_noticed_too(make_bench):
+    """Else the others on the device would wait for their turn for ever."""
+    device, failures = Device(), []
+    stopped = make_bench(
+        FakeRuntime(hang_on_token=HANG), device=device, batch_timeout_seconds=0.2, on_failed=failures.append
+    )
+    other = make_bench(device=device)
+    hanging = stopped.submit(tokens(HANG))
+    stopped.runtime.wait_for_run()
+    waiting = other.submit(tokens(1))
+    for _ in range(2):
+        stopped.engine.stop()
+    assert isinstance(hanging.failure(), ShuttingDown)
+    assert isinstance(waiting.failure(), WorkerLost)
+    assert stopped.engine.health is Health.STOPPED and len(failures) == 1 and "hangs" in failures[0].message
+    stopped.runtime.let_go()
+
+
+def test_an_engine_that_stops_may_wait_for_its_turn(make_bench):
+    device, failures = Device(), []
+    holder = make_bench(device=device)
+    waiter = make_bench(device=device, batch_timeout_seconds=0.05, on_failed=failures.append)
+    holder.runtime.hold()
+    first = holder.submit(tokens(1))
+    holder.runtime.wait_for_run()
+    waiter.submit(tokens(2))
+    while not device._waiting:
+        threading.Event().wait(0.001)
+    release = threading.Timer(0.2, holder.runtime.release)
+    release.start()
+    waiter.engine.stop()
+    assert not failures and waiter.runtime.num_runs == 1
+    first.check_rows()
+    release.join()
+
+
 def test_a_bug_in_the_engine_answers_every_caller(make_bench, caplog, monkeypatch):
     device = Device()
     bench = make_bench(device=device)

@@ -11,7 +11,7 @@ import pytest
 import worker_runtimes as danger
 from worker_house import PATIENCE, is_alive, spec, until
 
-from hilbert.engine import Health
+from hilbert.engine import EngineLimits, Health
 from hilbert.errors import EngineError, ShuttingDown, UnsupportedArchitecture, WorkerLost
 from hilbert.runtimes.base import RuntimeSettings
 from hilbert.worker.ledger import Loss
@@ -191,6 +191,18 @@ class TestHung:
         assert_convicted(guilty)
         assert [r for r in others if isinstance(r, BaseException)] == []
         assert {r.loss for r in house.restarts} == {Loss.HUNG}
+
+    async def test_a_batch_of_a_model_that_is_unloaded(self, house):
+        limits = EngineLimits(batch_timeout_seconds=0.5)
+        model = await house.load("leaving", limits)
+        hanging = house.start([1, danger.HANG], model=model)
+        await asyncio.sleep(0.1)
+        unloading = asyncio.create_task(house.supervisor.unload("leaving", 0.1))
+        with pytest.raises(ShuttingDown):
+            await hanging
+        await asyncio.wait_for(house.embed([1]), 4.0)
+        await asyncio.wait_for(unloading, 1.0)
+        assert [r.loss for r in house.restarts] == [Loss.HUNG]
 
     async def test_a_slow_batch_is_no_hang(self, open_house):
         house = await open_house(config={"seconds_per_batch": LIMIT * 0.7})

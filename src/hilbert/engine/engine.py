@@ -205,17 +205,19 @@ class Engine(Generic[Prepared]):
             return self._is_idle.wait_for(lambda: not self._pending and not self._num_delivering, timeout)
 
     def stop(self) -> None:
-        """Answer what is left with ShuttingDown and end the threads. A hung batch is not waited for."""
+        """Answer what is left with ShuttingDown and end the threads.
+
+        What runs is waited for as long as a batch may take; one that takes longer means, here as ever, that
+        the device hangs. An engine that has failed waits for nothing.
+        """
         with self._lock:
-            is_hung = self._health is Health.FAILED
-            self._health = Health.STOPPED
+            before, self._health = self._health, Health.STOPPED
             abandoned = self._close_all()
         self._answer(abandoned, ShuttingDown("the server is shutting down"))
-        give_up_at = time.monotonic() + (0.0 if is_hung else self._batch_timeout_seconds)
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, give_up_at - time.monotonic()))
+        hung = None if before is Health.FAILED else self._join()
         self.device.leave(self)
+        if hung is not None and before is not Health.STOPPED:
+            self._lose(self._too_long(hung), [])
 
     # -- for step threads -------------------------------------------------------------------------
 
@@ -348,12 +350,32 @@ class Engine(Generic[Prepared]):
                 message = f"the request was not answered within its {waited:.2f} s and was dropped"
                 self._answer([pending], RequestTimeout(message))
             if hung is not None:
-                self._fail(
-                    WorkerLost(
-                        f"a batch of {hung.batch.num_tokens} tokens was not done within "
-                        f"{self._batch_timeout_seconds} s; the device hangs"
-                    )
-                )
+                self._fail(self._too_long(hung))
+
+    def _too_long(self, work: Work) -> WorkerLost:
+        return WorkerLost(
+            f"a batch of {work.batch.num_tokens} tokens was not done within "
+            f"{self._batch_timeout_seconds} s; the device hangs"
+        )
+
+    def _join(self) -> Work | None:
+        """Wait for the threads to end, but for this one.
+
+        Returns:
+            The batch whose time limit has passed before that, if there is one.
+        """
+        for thread in self._threads:
+            while thread is not threading.current_thread() and thread.is_alive():
+                with self._lock:
+                    now = self._clock()
+                    works = sorted(self._open_works.values(), key=lambda work: work.limit)
+                if works and works[0].limit <= now:
+                    return works[0]
+                # While a batch waits for its turn nothing limits it here, but the engine that has the turn.
+                thread.join(min([self._batch_timeout_seconds, *(work.limit - now for work in works)]))
+                if not works:
+                    break
+        return None
 
     def _measure(self, work: Work) -> None:
         """How fast batches of this model are, of late."""
@@ -495,6 +517,10 @@ class Engine(Generic[Prepared]):
             self._health = Health.FAILED
             self._failure = error
             abandoned = self._close_all()
+        self._lose(error, abandoned)
+
+    def _lose(self, error: ServingError, abandoned: list[Pending]) -> None:
+        """See `_fail`; outside of the lock."""
         logger.error("%s: %s; %d requests are answered with an error", self.name, error, len(abandoned))
         if isinstance(error, WorkerLost):
             self.device.fail(error.message)  # whoever waits behind us would wait for ever

@@ -7,7 +7,7 @@ turn, another prepares the next batch or delivers the last one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hilbert.core import Batch
@@ -24,7 +24,6 @@ class Work:
     Attributes:
         is_retry: part of a batch that failed.
         is_last_try: one sequence whose row was bad in company.
-        is_open: not yet through `run`; the engine counts these.
         num_padding_tokens: tokens that the runtime adds to fill it up.
         limit: when the current stage must be over (the engine's clock); infinite where nothing is timed.
     """
@@ -34,7 +33,6 @@ class Work:
     queue_seconds: float = 0.0
     is_retry: bool = False
     is_last_try: bool = False
-    is_open: bool = field(default=True)
     num_padding_tokens: int = 0
     limit: float = math.inf
     prepared_at: float = 0.0
