@@ -14,6 +14,7 @@ from worker_house import PATIENCE, is_alive, spec, until
 from hilbert.engine import EngineLimits, Health
 from hilbert.errors import EngineError, ShuttingDown, UnsupportedArchitecture, WorkerLost
 from hilbert.runtimes.base import RuntimeSettings
+from hilbert.worker.frames import FrameError
 from hilbert.worker.ledger import Loss
 
 pytestmark = pytest.mark.anyio
@@ -226,6 +227,19 @@ class TestCrash:
         assert len(house.restarts) == 2
         assert [r.num_convicted for r in house.restarts] == [0, 1]
         await house.embed([1])
+
+    async def test_an_answer_that_cannot_be_read(self, house, monkeypatch):
+        from hilbert.worker import desk
+
+        read = desk.decode_result
+
+        def garbled(*_):
+            monkeypatch.setattr(desk, "decode_result", read)
+            raise FrameError("the rows do not fit")
+
+        monkeypatch.setattr(desk, "decode_result", garbled)
+        await asyncio.wait_for(house.embed([1]), ALL)
+        assert len(house.restarts) == 1 and "do not fit" in house.restarts[0].reason
 
     async def test_a_lone_poison(self, house):
         with pytest.raises(EngineError, match="twice"):

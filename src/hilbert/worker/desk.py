@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from time import monotonic
 
-from hilbert.core import Request
+from hilbert.core import Output, Request
 from hilbert.errors import EngineError, RequestTimeout, ServingError, WorkerLost
 from hilbert.worker.answers import Parts, decode_result
 from hilbert.worker.client import Pending, WorkerEngine
@@ -114,21 +114,20 @@ class Desk:
     # -- answers ----------------------------------------------------------------------------------
 
     def take(self, result: Result, body: bytearray | memoryview) -> None:
-        """The worker has answered a request, or sent a part of a large answer."""
+        """The worker has answered a request, or sent a part of a large answer.
+
+        Raises:
+            FrameError: it cannot be read; the request is still there.
+        """
         self.has_answered = True
         if result.num_part_sequences:
             self._take_part(result, body)
             return
-        pending = self._pending.pop(result.request, None)
-        may_send = self._ledger.answered(result.request)
+        pending = self._pending.get(result.request)
         if pending is not None and not pending.future.done():
-            request, parts = pending.request, pending.parts
-            if parts is None:
-                output = decode_result(result, body, request.id, len(request.sequences))
-            else:
-                output = parts.finish(result, body, len(request.sequences))
-            pending.future.set_result(output)
-        if may_send or not self._pending:
+            pending.future.set_result(_output(pending, result, body))
+        self._pending.pop(result.request, None)
+        if self._ledger.answered(result.request) or not self._pending:
             self._after_answer()
 
     def refuse_all(self, why: Callable[[], ServingError], model: WorkerEngine | None = None) -> None:
@@ -273,3 +272,10 @@ class Desk:
             earliest = min(earliest, deadline or math.inf, give_up_at or math.inf)
         if earliest < math.inf:
             self._set_alarm(earliest)
+
+
+def _output(pending: Pending, result: Result, body: bytearray | memoryview) -> Output:
+    request = pending.request
+    if pending.parts is None:
+        return decode_result(result, body, request.id, len(request.sequences))
+    return pending.parts.finish(result, body, len(request.sequences))
