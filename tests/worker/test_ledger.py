@@ -54,6 +54,18 @@ class TestRules:
         assert ledger.next_to_send(READY) == [1]
         assert ledger.lost(Loss.KILLED, {1}) == [1]
 
+    @pytest.mark.parametrize("loss", [Loss.CRASHED, Loss.HUNG])
+    def test_a_loss_while_a_model_is_built_must_hit_twice(self, loss):
+        ledger = filled(1, 2)
+        assert ledger.lost(loss, {1}, was_building=True) == []
+        assert ledger.next_to_send(READY) == [1]
+        assert ledger.lost(loss, {1}, was_building=True) == []
+        assert ledger.next_to_send(READY) == [1]
+        assert ledger.lost(loss, {1}) == [1]
+        assert ledger.next_to_send(READY) == [2]
+        assert ledger.lost(loss, set(), was_building=True) == []
+        assert not ledger.keeps_waiting(READY)
+
     def test_a_kill_between_two_batches_proves_nothing(self):
         ledger = filled(1)
         for _ in range(5):

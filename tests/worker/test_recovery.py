@@ -328,8 +328,41 @@ class TestGivingUp:
         await house.embed([1])  # "slow" comes first
         with pytest.raises(EngineError, match="died 2 times while it loaded bad"):
             await house.load("bad", die_while_exists=str(trap))
+        assert len(house.restarts) == 2
         traced.touch()
         await house.embed([1], model=await asyncio.wait_for(slow, 10))
+
+    async def test_a_model_that_kills_workers_while_others_are_served(self, open_house, tmp_path):
+        """The requests that run meanwhile are not blamed for it, and all get their vectors."""
+        house = await open_house(config={"seconds_per_batch": 0.02})
+        trap = tmp_path / "trap"
+        trap.touch()
+        is_over = False
+
+        async def client(number: int) -> None:
+            while not is_over:
+                await house.embed([number])
+
+        clients = [asyncio.create_task(client(number)) for number in range(8)]
+        await until(lambda: len(house.batches) > 2, "it is under load")
+        with pytest.raises(EngineError, match="died 2 times while it loaded bad"):
+            await asyncio.wait_for(house.load("bad", die_while_exists=str(trap)), ALL)
+        await asyncio.sleep(0.2)
+        is_over = True
+        await gather_within(ALL, *clients)
+        assert [client.exception() for client in clients] == [None] * 8
+        assert len(house.restarts) == 2
+
+    async def test_poison_while_a_model_is_built(self, house, tmp_path):
+        gate = tmp_path / "gate"
+        other = house.supervisor.begin_load("other", spec(wait_for=str(gate)), RuntimeSettings())
+        callers = [house.start([1, danger.SEGFAULT]), *[house.start([n]) for n in range(20)]]
+        guilty, *others = await gather_within(ALL, *callers)
+        assert_convicted(guilty)
+        assert [r for r in others if isinstance(r, BaseException)] == []
+        gate.touch()
+        await house.supervisor.wait_loaded(other)
+        assert len(house.restarts) == 2
 
     async def test_another_version_is_refused(self, open_house, monkeypatch):
         """After an upgrade under a running server, a new worker may be another program."""

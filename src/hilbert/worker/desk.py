@@ -37,14 +37,19 @@ _TRIAL_FACTOR = 4.0
 class Desk:
     """Requests come in through `enter` and go out through their futures.
 
+    Args:
+        settings: how patient to be.
+        on_answer: called when requests have left, and nobody may be left who keeps others waiting.
+
     Attributes:
         link: the worker that requests go to; None while there is none.
         ready: numbers of the models that it has loaded.
         has_answered: whether it has answered any request.
     """
 
-    def __init__(self, settings: SupervisorSettings) -> None:
+    def __init__(self, settings: SupervisorSettings, on_answer: Callable[[], None]) -> None:
         self._settings = settings
+        self._on_answer = on_answer
         self.link: Link | None = None
         self.ready: set[int] = set()
         self.has_answered = False
@@ -157,15 +162,19 @@ class Desk:
         if self._trial_timer is not None:
             self._trial_timer.cancel()
 
-    def lose(self, end: End) -> int:
+    def lose(self, end: End, *, was_building: bool) -> int:
         """A worker was lost: blame somebody for it, and bound the wait of everybody else.
+
+        Args:
+            end: how.
+            was_building: whether it was building a model.
 
         Returns:
             How many requests were convicted.
         """
         settings = self._settings
         self._last_loss = end.loss
-        convicted = self._ledger.lost(end.loss, end.running)
+        convicted = self._ledger.lost(end.loss, end.running, was_building=was_building)
         logger.error(
             "the worker was lost: %s, %s; %d requests wait for the next one",
             end.loss,
@@ -239,6 +248,7 @@ class Desk:
     def _after_answer(self) -> None:
         if self._ledger.has_waiting:
             self.pump()
+        self._on_answer()
         if not self._pending and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 

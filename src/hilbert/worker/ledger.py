@@ -14,7 +14,8 @@ The rules:
   answered. So a request that kills workers can take others down once, never twice. While its model is not
   loaded it keeps nobody waiting.
 - A suspect whose trial ends in another loss is **convicted**. A SIGKILL from outside proves little (an
-  operator, the kernel's memory killer), so it takes two of them.
+  operator, the kernel's memory killer), and so does a loss while the worker built a model, so it takes two
+  of them.
 - Nothing is ever lost or sent to the same worker twice: every id leaves through `answered`, `abandon`
   or a conviction.
 """
@@ -131,12 +132,13 @@ class Ledger:
         self._suspects.pop(request_id, None)
         return False
 
-    def lost(self, loss: Loss, running: Collection[int] | None) -> list[int]:
+    def lost(self, loss: Loss, running: Collection[int] | None, *, was_building: bool = False) -> list[int]:
         """The worker is gone.
 
         Args:
             loss: how.
             running: what it was computing; None when that is unknown.
+            was_building: whether it was building a model, which may be the reason as well.
 
         Returns:
             The convicted requests; they have left the ledger.
@@ -145,7 +147,8 @@ class Ledger:
         inside, self._inside = self._inside, {}
         trial, self._trial = self._trial, None
         is_abandoned, self._trial_is_abandoned = self._trial_is_abandoned, False
-        if not running and loss is Loss.CRASHED:
+        proves_little = was_building or loss is Loss.KILLED
+        if not running and not proves_little and loss is Loss.CRASHED:
             running = None  # it died while it read or answered: any of them may be the reason
         again: dict[int, _Entry] = {}
         suspects: dict[int, _Entry] = {}
@@ -155,7 +158,8 @@ class Ledger:
             if request_id == trial:
                 if is_abandoned:
                     continue
-                if _is_guilty(entry, loss, running is None or request_id in running):
+                was_running = running is None or request_id in running
+                if _is_guilty(entry, was_running, proves_little=proves_little):
                     convicted.append(request_id)
                 else:
                     suspects[request_id] = entry
@@ -168,8 +172,8 @@ class Ledger:
         return convicted
 
 
-def _is_guilty(entry: _Entry, loss: Loss, was_running: bool) -> bool:
+def _is_guilty(entry: _Entry, was_running: bool, *, proves_little: bool) -> bool:
     """Whether a loss during the trial of this request proves something."""
-    if loss is Loss.KILLED:
+    if proves_little:
         return was_running and entry.num_trials > 1
     return was_running or entry.num_trials > 1

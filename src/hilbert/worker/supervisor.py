@@ -6,7 +6,9 @@ decision, and the requests lie on the `desk`. It does not know what a model is, 
 A worker is lost when its socket closes, when the process exits, when it reports a lost device, when it
 answers no ping for `worker_timeout_seconds` while the process lives (stopped, or a thread that keeps
 the GIL), or when a suspect on trial makes no progress. It is killed, with its process group, and
-replaced; every model is loaded again, in the order in which it came.
+replaced; every model is loaded again, in the order in which it came. A model that was being built when
+the worker was lost comes last, and not while requests are tried alone: so it can be told which of them
+brings workers down.
 
 Everything here runs on one event loop; the only other thread per worker waits for its exit.
 """
@@ -98,7 +100,7 @@ class Supervisor:
         self._by_number: dict[int, WorkerEngine] = {}
         self._loading: dict[int, asyncio.Future[None]] = {}  # first loads
         self._unloading: dict[int, asyncio.Future[None]] = {}
-        self._desk = Desk(self._settings)
+        self._desk = Desk(self._settings, self._order_held)
         self._next_number = 1
         self._is_draining = False
         self._is_closed = False
@@ -108,6 +110,8 @@ class Supervisor:
         self._pid: int | None = None
         self._lived_seconds: float | None = None  # the last one, after it was ready
         self._ordered: list[int] = []  # loads that it has been told and not answered, in order
+        self._traced: list[int] = []  # of which it said that they wait for a trace
+        self._held: list[int] = []  # loads that it will be told when no request is suspected
         self._task: asyncio.Task[None] | None = None
 
     # -- for the owner ----------------------------------------------------------------------------
@@ -328,9 +332,8 @@ class Supervisor:
         self.num_restarts += 1
         self.device = DeviceMemory()
         self._end_unloading()
-        num_convicted = self._desk.lose(end)
-        if not end.running:
-            self._blame_load()
+        num_convicted = self._desk.lose(end, was_building=bool(self._ordered))
+        self._blame_load(end)
         self._count_failure(end)
         if self._num_fast_failures >= self._settings.max_fast_failures:
             self._give_up()
@@ -349,10 +352,11 @@ class Supervisor:
         else:
             self._num_fast_failures = 0
 
-    def _blame_load(self) -> None:
-        """It was lost while it computed nothing: perhaps the model that it was loading is the reason."""
-        ordered, self._ordered = self._ordered, []
-        engine = self._by_number.get(ordered[0]) if ordered else None
+    def _blame_load(self, end: End) -> None:
+        """Perhaps the model that it was building is the reason; a traced one, if it computed nothing."""
+        suspects = self._ordered or ([] if end.running else self._traced)
+        engine = self._by_number.get(suspects[0]) if suspects else None
+        self._ordered, self._traced = [], []
         if engine is None:
             return
         engine.num_lost_loads += 1
@@ -403,6 +407,7 @@ class Supervisor:
             if done is not None:
                 done.set_result(None)
         elif isinstance(meta, HealthReport):
+            self._ordered, self._traced = [], []  # it says itself why, and it is no load
             link.lose(Loss.HUNG if meta.is_hung else Loss.CRASHED, meta.reason)
         else:
             raise FrameError(f"a worker does not send {Kind(frame.kind).name} frames")
@@ -417,16 +422,30 @@ class Supervisor:
         self._desk.link = link
         welcome = Welcome(self._settings.log_level, self._settings.is_json_log)
         link.write(encode(Kind.WELCOME, welcome))
-        self._ordered = []
+        self._ordered, self._traced, self._held = [], [], []
         self._desk.has_answered = False
         self._set_patience()
         for engine in self._by_number.values():
-            if engine.state in (Health.LOADING, Health.READY, Health.DRAINING):
+            if engine.state not in (Health.LOADING, Health.READY, Health.DRAINING):
+                continue
+            if engine.num_lost_loads:
+                self._held.append(engine.number)
+            else:
                 self._order_load(engine)
+        self._order_held()
         self._note_ready()
 
+    def _order_held(self) -> None:
+        """Load the models of which the last worker may have died, once no request is suspected of it."""
+        if not self._held or self._ordered or self._desk.keeps_waiting:
+            return
+        held, self._held = self._held, []
+        for number in held:
+            if (engine := self._by_number.get(number)) is not None:
+                self._order_load(engine)
+
     def _order_load(self, engine: WorkerEngine) -> None:
-        if self._link is not None:
+        if self._link is not None and not self._link.is_lost:
             self._ordered.append(engine.number)
             self._set_patience()
             self._link.write(
@@ -434,9 +453,10 @@ class Supervisor:
             )
 
     def _on_loaded(self, link: Link, loaded: Loaded) -> None:
-        self._ordered.remove(loaded.model)
+        (self._traced if loaded.model in self._traced else self._ordered).remove(loaded.model)
         if loaded.info is None and loaded.error is None:
-            self._ordered.append(loaded.model)  # the next one is being built now
+            self._traced.append(loaded.model)  # the next one is being built now
+            self._order_held()
             return
         engine = self._by_number.get(loaded.model)
         if engine is not None:
@@ -456,9 +476,10 @@ class Supervisor:
                     self._settle_load(engine, error)
                 else:
                     self._set_failed(engine, error, self._settings.slow_retry_seconds)
+        self._desk.pump()
+        self._order_held()
         self._set_patience()
         self._note_ready()
-        self._desk.pump()
 
     def _on_batch_report(self, report: BatchReport) -> None:
         engine = self._by_number.get(report.model)
@@ -480,14 +501,17 @@ class Supervisor:
 
     def _note_ready(self) -> None:
         """When nothing is left to load, this worker has succeeded."""
-        if self._link is not None and self._link.ready_at is None and not self._ordered:
+        is_loading = self._ordered or self._traced
+        if self._link is not None and self._link.ready_at is None and not is_loading:
             self._link.ready_at = monotonic()
             self._has_given_up = False
 
     def _set_patience(self) -> None:
         if self._link is not None:
             # Where another model has callers, they are promised the usual limit.
-            is_first = not self._desk.ready and any(number in self._loading for number in self._ordered)
+            is_first = not self._desk.ready and any(
+                number in self._loading for number in (*self._ordered, *self._traced)
+            )
             settings = self._settings
             self._link.timeout_seconds = (
                 settings.first_load_timeout_seconds if is_first else settings.worker_timeout_seconds
