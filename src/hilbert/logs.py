@@ -101,10 +101,13 @@ class LineHandler(_Stream):
         self.setFormatter(self.lines)
 
     def write_all(self, level: str, name: str, events: Iterable[Event]) -> None:
-        """Write lines in one piece, each with its time."""
+        """Write lines in one piece, each with its time; where they cannot be written they are lost.
+
+        A log on a full disk, or a pipe whose reader has left, is no reason to fail whoever is logged.
+        """
         line = self.lines.line
         text = "".join([line(level, name, event) + "\n" for event in events])
-        with self.lock or contextlib.nullcontext():
+        with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
             self.stream.write(text)
             self.stream.flush()
 

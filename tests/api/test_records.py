@@ -68,6 +68,11 @@ def test_failed_and_slow_requests_have_a_line_and_others_none(serve, caplog) -> 
     assert "path='/no/such place'" in nowhere and lost.headers["x-request-id"] in nowhere
     assert SECRET not in caplog.text and "999" not in caplog.text
     caplog.clear()
+    with caplog.at_level(logging.INFO, "hilbert.requests"):
+        server.get("/" + "x" * 50_000)
+        ((_, text, _),) = lines_of(caplog, 1)
+    assert len(text) < 1000 and "status=404" in text
+    caplog.clear()
     quick = serve("n")
     with caplog.at_level(logging.INFO, "hilbert.requests"):
         assert quick.post(EMBED, {"input": SECRET}).status_code == 200

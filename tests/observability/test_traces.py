@@ -15,7 +15,10 @@ import itertools
 
 from otlp_house import attributes, grpc_collector, http_collector
 
-from hilbert.observability import TraceSettings
+from hilbert.cli.serve import _prepare
+from hilbert.config import load
+from hilbert.errors import InvalidInput
+from hilbert.observability import Tracer, TraceSettings
 
 SECRET = "attack at dawn"
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -35,16 +38,21 @@ def test_spans_over_grpc_with_the_callers_context_and_no_input(start, static) ->
         assert server.post([SECRET], headers={"traceparent": "rubbish"}).status_code == 200
         assert server.post([SECRET], dimensions=999).status_code == 400
         assert server.get(f"/readyz?secret={SECRET}").status_code == 200
+        long = "m" * 200_000  # collectors refuse batches of some megabytes
+        assert server.post([SECRET], route="/" + "p" * 50_000, model=long).status_code == 404
+        assert server.post([SECRET], route="/embeddings", model=long).status_code == 200
         tei = server.get("/metrics").text
         ended = time.time_ns()
         assert server.stop() == 0  # what waits is sent before the end
     assert collected.resource["service.name"] == "rooms"
-    assert 'te_request_success{method="single"} 3\n' in tei and "te_embed_success 3\n" in tei
+    assert 'te_request_success{method="single"} 4\n' in tei and "te_embed_success 4\n" in tei
     assert 'te_request_failure{err="validation"} 1\n' in tei
     first, strange, wrong = collected.roots("POST /v1/embeddings")
     assert first.trace_id.hex() == CALLER.split("-")[1] and first.parent_span_id.hex() == CALLER.split("-")[2]
     assert first.trace_state == "vendor=1" and not strange.parent_span_id
-    assert len({span.trace_id for span in collected.spans}) == 3  # neither the probe nor what was not sampled
+    ((nowhere,), (named,)) = collected.roots("POST"), collected.roots("POST /embeddings")
+    assert len(attributes(nowhere)["url.path"]) == 1024 == len(attributes(named)["gen_ai.request.model"])
+    assert len({span.trace_id for span in collected.spans}) == 5  # neither the probe nor what was not sampled
     said = attributes(first)
     assert said == {
         "http.request.method": "POST",
@@ -135,4 +143,30 @@ def wait_for_url(server) -> str:
 def test_who_wants_traces_and_over_what(flag: str, environ: dict[str, str], is_http: bool | None) -> None:
     found = TraceSettings.of(flag, "", environ)
     assert (None if found is None else found.is_http) is is_http
-    assert found is None or found.is_asked_for is bool(flag)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:abc"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "0"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "x"),
+    ],
+)
+def test_a_broken_environment_ends_no_server_that_did_not_ask(name: str, value: str, monkeypatch, caplog):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv(name, value)
+    assert _prepare(load(["-m", "a/b"], {}, "serve")[0]) is None
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but traces cannot be sent" in caplog.text
+    flag = value if "ENDPOINT" in name else "http://127.0.0.1:1"
+    with pytest.raises(InvalidInput, match="traces cannot be sent"):
+        _prepare(load(["-m", "a/b", "--otlp-endpoint", flag], {}, "serve")[0])
+
+
+def test_long_attributes_are_the_operators_choice(monkeypatch) -> None:
+    monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "7")
+    tracer = Tracer(TraceSettings("http://127.0.0.1:1", "", False))
+    assert tracer._provider._span_limits.max_span_attribute_length == 7
+    tracer.close()

@@ -21,6 +21,8 @@ logger = logging.getLogger("hilbert.requests")
 
 _CLIENT_GONE = 499
 _UNKNOWN_ROUTE = "unknown"
+# Of a path in the log; ours are shorter by far, and a client may send 64 KB.
+_MAX_PATH_CHARS = 512
 
 
 class Records:
@@ -77,7 +79,7 @@ class Records:
         fields: dict[str, object] = {
             "request_id": call.request_id.decode(),
             "method": call.method,
-            "path": call.prefix + call.path,
+            "path": (call.prefix + call.path)[:_MAX_PATH_CHARS],
             "status": status,
         }
         if call.entry is not None:

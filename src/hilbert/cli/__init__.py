@@ -88,7 +88,7 @@ def _serve(verb: str, flags: list[str]) -> int:
         except BadSetting as error:
             return _fail(f"hilbert {verb}: {error}", error.exit_code)
         for note in notes:
-            print(f"hilbert {verb}: {note}", file=sys.stderr)
+            _tell(f"hilbert {verb}: {note}", settings.json_output, "WARNING")
         try:
             if settings.preload_only:
                 from hilbert.cli.preload import preload
@@ -98,8 +98,9 @@ def _serve(verb: str, flags: list[str]) -> int:
 
             adopted, worker = worker, None
             return serve(settings, adopted, lambda: load(flags, os.environ, verb)[0])
-        except ServingError as error:
-            return _fail(f"hilbert: {error.message}", 1)
+        except (ServingError, BadSetting) as error:
+            _tell(f"hilbert: {error}", settings.json_output, "ERROR")
+            return error.exit_code if isinstance(error, BadSetting) else 1
     finally:
         if worker is not None:
             worker.close()
@@ -146,6 +147,18 @@ def _prestart(flags: list[str]) -> WorkerProcess | None:
 
     is_torch = any("torch" in flag or "cuda" in flag or "mps" in flag for flag in flags)
     return prestart(preload=() if is_torch else ("hilbert.runtimes.openvino_runtime",))
+
+
+def _tell(message: str, is_json: bool, level: str) -> None:
+    """A line of the log from outside the server: before it listens, and when it cannot."""
+    if not is_json:
+        print(message, file=sys.stderr)
+        return
+    import time
+
+    from hilbert.logs import LineHandler
+
+    LineHandler(is_json=True).write_all(level, __name__, [(time.time(), message, {})])
 
 
 def _fail(message: str, status: int) -> int:

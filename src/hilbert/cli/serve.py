@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +25,7 @@ from hilbert.cli.loop import loop_factory
 from hilbert.cli.sockets import bind, release, url_of
 from hilbert.config import BadSetting, ServerSettings
 from hilbert.engine.stats import BatchStats
-from hilbert.errors import InvalidInput, MissingDependency
+from hilbert.errors import InvalidInput, ServingError
 from hilbert.logs import log_to_stderr
 from hilbert.worker.spawn import WorkerProcess
 
@@ -64,17 +63,17 @@ def serve(
     Returns:
         The exit status.
     Raises:
+        BadSetting: the address or the certificate cannot be used.
         ServingError: a model cannot be served.
     """
     log_to_stderr(settings.log_level, is_json=settings.json_output)
     _allow_many_files()
     try:
         sock = bind(settings)
-    except BadSetting as error:
+    except BadSetting:
         if worker is not None:
             worker.close()
-        print(f"hilbert: {error}", file=sys.stderr)
-        return error.exit_code
+        raise
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_Server(settings, sock, read).run(worker))
@@ -254,6 +253,8 @@ def _prepare(settings: ServerSettings) -> Tracer | None:
 
     Raises:
         MissingDependency: a flag asks for traces, and what makes them is not installed.
+        InvalidInput: a flag asks for traces, and they cannot be sent so. Where only the environment asks,
+            which may be that of a whole machine, the log says it, and nothing is sent.
     """
     import hilbert.api
     import hilbert.cli.door
@@ -261,13 +262,11 @@ def _prepare(settings: ServerSettings) -> Tracer | None:
     import hilbert.models  # noqa: F401
     from hilbert.observability import Tracer, TraceSettings
 
-    wanted = TraceSettings.of(settings.otlp_endpoint, settings.otlp_service_name, os.environ)
-    if wanted is None:
-        return None
     try:
-        return Tracer(wanted)
-    except MissingDependency as error:
-        if wanted.is_asked_for:
+        wanted = TraceSettings.of(settings.otlp_endpoint, settings.otlp_service_name, os.environ)
+        return None if wanted is None else Tracer(wanted)
+    except ServingError as error:
+        if settings.otlp_endpoint:
             raise
         logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but %s", error.message)
         return None

@@ -57,6 +57,7 @@ from hilbert.errors import (
     UnsupportedTask,
     WorkerLost,
 )
+from hilbert.logs import without_message
 from hilbert.runtimes.base import Runtime, RuntimeInfo
 from hilbert.scheduler import Scheduler
 
@@ -287,10 +288,10 @@ class Engine(Generic[Prepared]):
             num_sequences = len(work.batch.sequences)
             if not work.is_retry:  # once per batch: a bad input among many would fill the log
                 logger.warning(
-                    "%s: a batch of %d sequences raised %r; running its halves",
+                    "%s: a batch of %d sequences raised %s; running its halves",
                     self.name,
                     num_sequences,
-                    error,
+                    repr(error) if isinstance(error, ServingError) else type(error).__name__,
                 )
             middle = num_sequences // 2
             self._again(work, work.batch.sequences[:middle], work.batch.sequences[middle:])
@@ -469,7 +470,8 @@ class Engine(Generic[Prepared]):
         if isinstance(error, MemoryError):
             return OutOfMemory("memory ran out on this input alone; send a shorter one")
         error_id = os.urandom(6).hex()
-        logger.error("%s: an input cannot be run, error %s", self.name, error_id, exc_info=error)
+        shown = without_message(error)
+        logger.error("%s: an input cannot be run, error %s", self.name, error_id, exc_info=shown)
         return EngineError(f"the model failed on this input (error {error_id})")
 
     def _fail_sequences(self, sequences: tuple[Sequence, ...], error: ServingError) -> None:

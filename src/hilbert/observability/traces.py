@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from hilbert.errors import MissingDependency
+from hilbert.errors import InvalidInput, MissingDependency, in_short
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_SERVICE_NAME = "hilbert"
 _HTTP_PORT = 4318  # what OpenTelemetry registered; gRPC has 4317
 _TRACES_PATH = "/v1/traces"
+# A client chooses paths and names of models. Collectors refuse a whole batch that exceeds 4 MB.
+_MAX_ATTRIBUTE_CHARS = 1024
 # A collector that does not answer must not keep a server from ending.
 _FLUSH_SECONDS = 2.0
 
@@ -63,13 +65,11 @@ class TraceSettings:
         endpoint: as in ``--otlp-endpoint``; ``""`` leaves it to the environment.
         service_name: as in ``--otlp-service-name``; ``""`` likewise.
         is_http: OTLP over HTTP; else over gRPC.
-        is_asked_for: by a flag of ours; the environment may have been set for everybody on a machine.
     """
 
     endpoint: str
     service_name: str
     is_http: bool
-    is_asked_for: bool
 
     @staticmethod
     def of(endpoint: str, service_name: str, environ: Mapping[str, str]) -> TraceSettings | None:
@@ -77,6 +77,9 @@ class TraceSettings:
 
         The flag wins. The protocol is the one that the environment names, else what the endpoint looks like:
         HTTP on its registered port or with a path, gRPC otherwise.
+
+        Raises:
+            InvalidInput: the endpoint is none.
         """
         if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
             return None
@@ -93,7 +96,7 @@ class TraceSettings:
             "OTEL_EXPORTER_OTLP_PROTOCOL", ""
         )
         is_http = protocol.startswith("http") if protocol else _looks_like_http(known)
-        return TraceSettings(endpoint, service_name, is_http, bool(endpoint))
+        return TraceSettings(endpoint, service_name, is_http)
 
 
 class Tracer:
@@ -101,28 +104,23 @@ class Tracer:
 
     Raises:
         MissingDependency: the extra ``otel`` is not installed.
+        InvalidInput: a variable of OpenTelemetry's has a value that its SDK does not take.
     """
 
     def __init__(self, settings: TraceSettings) -> None:
         try:
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-            exporter = _exporter(settings)
+            self._provider = _provider(settings)
         except ModuleNotFoundError as error:
             raise MissingDependency(
                 f"traces need {error.name}, which is not installed; run: pip install 'hilbert[otel]'"
             ) from None
+        except Exception as error:  # the SDK has no one kind for what it finds in the environment
+            raise InvalidInput(
+                f"traces cannot be sent as the variables OTEL_… say: {in_short(error)}; correct or unset them"
+            ) from None
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        named = {"service.name": settings.service_name} if settings.service_name else {}
-        resource = Resource.create({"service.name": DEFAULT_SERVICE_NAME}).merge(
-            Resource.create(named) if named else Resource.create()
-        )
-        self._provider: TracerProvider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("hilbert")
         self._propagator = TraceContextTextMapPropagator()
         self._kind = SpanKind.SERVER
@@ -169,8 +167,31 @@ class Tracer:
 
 
 def _looks_like_http(endpoint: str) -> bool:
-    parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
-    return parts.port == _HTTP_PORT or parts.path not in ("", "/")
+    try:
+        parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
+        return parts.port == _HTTP_PORT or parts.path not in ("", "/")
+    except ValueError as error:
+        raise InvalidInput(
+            f"traces cannot be sent to {endpoint!r}: {error}; name an address such as http://localhost:4317"
+        ) from None
+
+
+def _provider(settings: TraceSettings) -> TracerProvider:
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    exporter = _exporter(settings)
+    named = {"service.name": settings.service_name} if settings.service_name else {}
+    resource = Resource.create({"service.name": DEFAULT_SERVICE_NAME}).merge(
+        Resource.create(named) if named else Resource.create()
+    )
+    limits = SpanLimits()
+    if limits.max_span_attribute_length is None:
+        limits = SpanLimits(max_span_attribute_length=_MAX_ATTRIBUTE_CHARS)
+    provider = TracerProvider(resource=resource, span_limits=limits, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
 
 
 def _exporter(settings: TraceSettings) -> SpanExporter:

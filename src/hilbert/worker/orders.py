@@ -7,15 +7,17 @@ steps aside, onto a second thread, and the others go on.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from hilbert.programs.export import ExportOrder
 from hilbert.runtimes.tracing import Tracer, one_child
+
+logger = logging.getLogger(__name__)
 
 # The front only tells it from 0.
 EXIT_BROKEN = 70
@@ -82,7 +84,7 @@ class Orders:
                         if self._slow.empty() and tracer is self._tracer:
                             tracer.close()
         except BaseException:
-            traceback.print_exc()
+            logger.exception("worker %d broke", os.getpid())
             os._exit(EXIT_BROKEN)
 
     def _carry_out(self, order: Callable[[], None]) -> None:

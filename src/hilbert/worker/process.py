@@ -19,7 +19,6 @@ import os
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from time import monotonic
 from types import TracebackType
@@ -95,7 +94,7 @@ def run(fd: int, journal_fd: int, runtime_factory: str | None, preload: Sequence
     except (BrokenPipeError, ConnectionResetError):  # the front is gone: there is nobody to tell
         status = 0
     except BaseException:
-        traceback.print_exc()
+        logger.exception("worker %d broke", os.getpid())
     finally:
         sys.stderr.flush()
         os._exit(status)  # native libraries may hang when they are taken down properly
@@ -359,7 +358,7 @@ class Worker:
             raise
         except Exception as error:
             if not isinstance(error, ServingError):
-                traceback.print_exc()
+                logger.exception("%s cannot be loaded", order.key)
             self._settle(order.model)
             self._answer_load(order, error)
             return
@@ -438,5 +437,5 @@ class _fatal:
     ) -> None:
         if error is not None:
             if not isinstance(error, BrokenPipeError | ConnectionResetError):  # then the front is gone
-                traceback.print_exception(error)
+                logger.error("worker %d broke", os.getpid(), exc_info=error)
             os._exit(EXIT_BROKEN)

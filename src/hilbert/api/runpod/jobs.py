@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hilbert.errors import Overloaded
+from hilbert.logs import without_message
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +158,8 @@ class Jobs:
             job.state, job.started = State.IN_PROGRESS, self._clock()
             try:
                 output = await work()
-            except Exception:
-                logger.exception("job %s failed unexpectedly", job.id)
+            except Exception as error:
+                logger.error("job %s failed unexpectedly", job.id, exc_info=without_message(error))
                 self._end(job, State.FAILED, b"")
             else:
                 self._end(job, State.COMPLETED, output)
