@@ -293,6 +293,37 @@ def test_unload_reload_and_retire(processor) -> None:
     run(scene())
 
 
+@pytest.mark.parametrize("order", ["unload", "reload"])
+def test_an_order_is_carried_out_once_while_requests_keep_coming(processor, order: str) -> None:
+    async def scene() -> None:
+        hotel = Hotel(processor, 2, "a", "b")
+        await hotel.ask("a")
+        leave = hotel.loader.unload
+
+        async def slowly(entry: Entry) -> None:
+            await asyncio.sleep(0.01)
+            await leave(entry)
+
+        hotel.loader.unload = slowly  # type: ignore[method-assign]
+        is_over = False
+
+        async def client() -> None:
+            while not is_over:
+                await hotel.ask("a")
+                await asyncio.sleep(0.0005)
+
+        clients = [asyncio.create_task(client()) for _ in range(4)]
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(2):
+            await getattr(hotel.memory, order)(hotel["a"])
+        is_over = True
+        await asyncio.gather(*clients)
+        assert hotel["a"].metrics.unloads["asked"] == 1 and hotel.loader.loads["a"] == 2
+        assert hotel.loader.resolved["a"] == (2 if order == "reload" else 1)
+
+    run(scene())
+
+
 def test_what_leaves_while_another_loads_is_not_taken_from_its_size(processor) -> None:
     async def scene() -> None:
         hotel = Hotel(processor, 3, "a", "b")

@@ -99,16 +99,20 @@ class _Stay:
         last: the load that made it what it is now.
         leaving: the model that finishes what it has.
         reason: why it leaves, for the metrics.
+        num_departures: how often it has left.
+        is_outdated: its files are looked at again once it has left.
         resolving: the search for its files.
     """
 
-    __slots__ = ("last", "leaving", "next", "reason", "resolving")
+    __slots__ = ("is_outdated", "last", "leaving", "next", "num_departures", "reason", "resolving")
 
     def __init__(self) -> None:
         self.next: _Arrival | None = None
         self.last: _Arrival | None = None
         self.leaving: ServedModel | None = None
         self.reason = ""
+        self.num_departures = 0
+        self.is_outdated = False
         self.resolving: asyncio.Task[None] | None = None
 
     @property
@@ -210,16 +214,24 @@ class Memory:
                 asyncio.get_running_loop().call_soon(self.on_idle, entry)
 
     async def unload(self, entry: Entry) -> None:
-        """Give its memory back once it has finished what it has; harmless where it is not loaded."""
-        self._leave_now(entry)
-        while entry.state in (State.LOADING, State.LEAVING):
-            await self._change()
+        """Give its memory back once it has finished what it has; harmless where it is not loaded.
+
+        Whoever asks for it meanwhile has it loaded again, and that is not waited for.
+        """
+        stay = self._stays[entry.resident.key]
+        num_departures = stay.num_departures
+        while stay.num_departures == num_departures:
             self._leave_now(entry)
+            if entry.state not in (State.LOADING, State.LEAVING):
+                return
+            await self._change()
 
     async def reload(self, entry: Entry) -> ServedModel:
         """Unload it, look at its files again, and load it."""
+        stay = self._stays[entry.resident.key]
+        stay.is_outdated = True
         await self.unload(entry)
-        entry.spec = None
+        self._forget_files(entry, stay)
         entry.resident.retry_at = 0.0
         return await self.hold(entry)
 
@@ -284,7 +296,7 @@ class Memory:
         """Have it loaded; its files are looked for first, which may take minutes and stops nobody else."""
         resident, stay = entry.resident, self._stays[entry.resident.key]
         self.residency.want(resident, monotonic(), is_eager=is_eager)
-        if entry.spec is None:
+        if entry.spec is None and resident.state is not State.LOADING:  # else its load looks for them
             self.residency.unwant(resident)
             if stay.resolving is None:
                 stay.resolving = self._start(self._resolve(entry, is_eager))
@@ -397,12 +409,19 @@ class Memory:
         # A worker builds nothing while it drops something: whoever is loading is measured from here.
         self._used_before = self._loader.used_bytes()
         self.residency.gone(resident)
-        entry.metrics.on_unload(self._stays[resident.key].reason)
+        stay = self._stays[resident.key]
+        stay.num_departures += 1
+        self._forget_files(entry, stay)
+        entry.metrics.on_unload(stay.reason)
         logger.info(
             "%s: unloaded, %.0f MB in use, %.0f MB before",
             entry.name, self._used_before / 1e6, used_before / 1e6,
         )  # fmt: skip
         self._turn()
+
+    def _forget_files(self, entry: Entry, stay: _Stay) -> None:
+        if stay.is_outdated:
+            entry.spec, stay.is_outdated = None, False
 
     def _fail(self, entry: Entry, raised: Exception) -> None:
         if isinstance(raised, ServingError):
