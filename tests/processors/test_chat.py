@@ -7,11 +7,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from hilbert import hub
-from hilbert.core import ChatSpec
+from hilbert.core import ChatSpec, EmbedRequest, Side
 from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
 from hilbert.processors import TextProcessor, pair_processor
 from hilbert.processors.chat import ChatTemplate, common_suffix
@@ -101,6 +102,24 @@ def test_a_template_may_be_told_not_to_keep_its_end(tmp_path: Path) -> None:
     for document, sequence in zip(DOCUMENTS, pairs.encode("a", DOCUMENTS, True, 1).sequences, strict=True):
         expected = theirs.preprocess([("a", document)])["input_ids"][0].tolist()
         assert sequence.input_ids.tolist() == expected
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_max_tokens_cuts_behind_any_template(side: Side, tmp_path: Path) -> None:
+    spec = hub.resolve(str(written(tmp_path)))
+    bare = "{{ messages[-1].content }}"
+    for chat in (
+        ChatSpec(bare),
+        ChatSpec(bare + "<|im_end|>", restores_suffix=False),
+        ChatSpec(bare, restores_suffix=False, is_framed=True),
+        ChatSpec(bare + "<|im_end|>"),
+    ):
+        texts = TextProcessor(msgspec.structs.replace(spec, chat=chat), truncation_side=side)
+        (whole,) = texts.encode(EmbedRequest((LONG,)), 1)
+        (cut,) = texts.encode(EmbedRequest((LONG,), max_tokens=20), 1)
+        assert len(whole.input_ids) == texts.max_len and len(cut.input_ids) == 20, chat
+        if chat.is_framed:
+            assert cut.input_ids[-1] == whole.input_ids[-1] == texts.frame.after[-1]
 
 
 class Counting:

@@ -461,9 +461,9 @@ class TextProcessor:
 
     def _cut(self, ids: IntArray, limit: int | None, suffix: IntArray | None) -> IntArray:
         """Down to the limit, where that is less than the tokenizer's; a template keeps its end."""
-        if limit is None or (suffix is None and len(ids) <= limit):
+        if limit is None:
             return ids
-        if suffix is not None:
+        if suffix is not None and len(suffix):
             return with_suffix(ids, limit, suffix, self.truncates_left)
         return self.frame.cut(ids, limit, self.truncates_left)
 
