@@ -136,6 +136,8 @@ def test_every_redirect_is_checked_again() -> None:
             site.pages["/file"] = redirect("file:///etc/passwd")
             site.pages["/port"] = redirect("http://93.184.216.34:22/")
             site.pages["/odd"] = redirect("http://x:ssh/")
+            site.pages["/idna"] = redirect("http://%zzxn--a/")
+            site.pages["/nul"] = redirect("//good.test%00@")
             site.pages["/round"] = redirect("/round")
             base = f"http://{GOOD}:{site.port}"
             assert await fetcher.fetch(f"{base}/there", ByteBudget(100)) == b"found"
@@ -145,6 +147,8 @@ def test_every_redirect_is_checked_again() -> None:
             await refused(fetcher, f"{base}/file", "only http and https")
             await refused(fetcher, f"{base}/port", "port is 22")
             await refused(fetcher, f"{base}/odd", "answered 302")
+            for odd in ("idna", "nul"):
+                await refused(fetcher, f"{base}/{odd}", f"/{odd}' redirects to what is no valid URL")
             await refused(fetcher, f"{base}/round", "redirects more than 5 times")
             assert site.hits["/here"] == 1 and site.hits["/round"] == 6
 
@@ -187,6 +191,8 @@ def test_what_is_no_url_of_a_page() -> None:
                 ("http://a b/", ""),
                 ("http://x:99999/", "port is 99999"),
                 ("http://x:ssh/", "no valid URL"),
+                ("http://%zzxn--a/", "no valid URL"),
+                ("http://..xn--a/", "no valid URL"),
                 ("http://nowhere.test/", "not known"),
                 ("http://93.184.216.34:25/", "port is 25"),
                 ("http://" + "a" * 70 + ".test/", ""),

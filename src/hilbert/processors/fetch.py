@@ -155,7 +155,10 @@ class Fetcher:
     async def _fetch(self, url: str, budget: ByteBudget) -> bytes:
         request = self._client.build_request("GET", self._checked(url))
         for _ in range(_MAX_REDIRECTS + 1):
-            response = await self._client.send(request, stream=True)
+            try:
+                response = await self._client.send(request, stream=True)
+            except ValueError:  # idna's errors are such
+                raise MediaError(f"{shown(url)} redirects to what is no valid URL. Correct it.") from None
             try:
                 if response.next_request is None:
                     return await _content(response, url, budget)
@@ -176,16 +179,17 @@ class Fetcher:
             raise MalformedMedia(f"The URL has {len(text)} characters; {_MAX_URL_CHARS} are read.")
         try:
             url = httpx2.URL(text)
+            host = url.host  # its decoding, too, may find that it is none
         except (httpx2.InvalidURL, ValueError):
             raise MalformedMedia(f"{shown(text)} is no valid URL.") from None
-        if url.scheme not in _SCHEMES or not url.host:
+        if url.scheme not in _SCHEMES or not host:
             raise MalformedMedia(
                 f"{shown(text)} is not fetched: only http and https URLs with a host are. Send anything else "
                 "as a data URI."
             )
         port = url.port or 443
         is_usual = port in (80, 443) or _FIRST_UNPRIVILEGED_PORT <= port <= _LAST_PORT
-        if not is_usual and url.host not in self._settings.private_hosts:
+        if not is_usual and host not in self._settings.private_hosts:
             raise MediaError(
                 f"{shown(text)} is not fetched: its port is {port}; 80, 443 and "
                 f"{_FIRST_UNPRIVILEGED_PORT} to {_LAST_PORT} are allowed."
