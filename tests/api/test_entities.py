@@ -153,6 +153,14 @@ def test_what_is_refused(server, params, words):
     assert words in error["message"], error["message"]
 
 
+def test_labels_that_are_too_much_for_so_many_texts(folder):
+    processor = SpanProcessor(TextProcessor(resolve(str(folder))))
+    labels = tuple(chr(0x1F600 + i) * 256 for i in range(128))
+    processor.check(ExtractRequest(("a",) * 488, labels * 2))
+    with pytest.raises(InvalidInput, match=r"32,768 characters, .* 489 texts; .* may have 16,000,000"):
+        processor.check(ExtractRequest(("a",) * 489, labels))
+
+
 def test_a_word_without_end(server):
     body = {"items": [{"text": "a"}, {"text": "room " + "xq" * 50_000}], "params": {"labels": ["a"]}}
     error = server.post("/v1/extract/spans", body).json()["detail"]

@@ -16,6 +16,8 @@ from hilbert.processors.text import TextProcessor, check_chars
 # In one request. Each costs every text two tokens or more, and a score for each span.
 MAX_LABELS = 256
 MAX_LABEL_CHARS = 256
+# Of the labels of one request, counted with each of its texts, as each carries them to the model.
+MAX_CARRIED_CHARS = 16_000_000
 # Of a text with its labels, where the model has no limit but one of words, however long these are.
 MAX_TOKENS = 4096
 
@@ -37,7 +39,8 @@ class SpanProcessor:
 
         Raises:
             InvalidInput: there is no label or there are too many, one is empty, too long or holds a mark that
-                the model puts between labels; or the threshold is no probability.
+                the model puts between labels; they are too much for so many texts; or the threshold is no
+                probability.
         """
         if not request.labels:
             raise InvalidInput(
@@ -61,6 +64,14 @@ class SpanProcessor:
                         f"labels[{index}] holds {mark!r}, which the model takes for the end of a label.",
                         param="labels",
                     )
+        num_chars = sum(map(len, set(request.labels)))
+        if num_chars * len(request.texts) > MAX_CARRIED_CHARS:
+            raise InvalidInput(
+                f"`labels` has {num_chars:,} characters, which go with each of the {len(request.texts):,} "
+                f"texts; together they may have {MAX_CARRIED_CHARS:,}. Send fewer texts at once, or shorter "
+                "labels.",
+                param="labels",
+            )
         if not 0 <= request.threshold <= 1:
             raise InvalidInput(
                 f"threshold is {request.threshold:g}; it is a probability, from 0 to 1.", param="threshold"
