@@ -11,7 +11,10 @@ from PIL import Image
 
 from hilbert.core import Media, Modality
 from hilbert.errors import InvalidInput, MediaError, UnsupportedTask
+from hilbert.models import local
 from hilbert.models.local import Model
+from hilbert.processors import media
+from hilbert.processors.images import count_pixels
 from hilbert.processors.media import MediaProcessor
 from hilbert.testing.models import tiny_model
 from hilbert.testing.towers import tiny_dual
@@ -63,3 +66,9 @@ def test_a_dual_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(MediaError, match=r"input\[130\]") as caught:
             model.embed(many)
         assert caught.value.index == 130
+        # Photographs that are too many pixels for one request.
+        for module in (media, local):
+            monkeypatch.setattr(module, "MAX_REQUEST_PIXELS", 3 * count_pixels(picture()))
+        with pytest.raises(MediaError, match=r"input\[6\].*no image"):
+            model.embed_image([picture()] * 6 + [b"broken"])
+        assert model.embed_image([picture()] * 7).shape == (7, model.dimensions)

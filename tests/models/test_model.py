@@ -14,6 +14,8 @@ import pytest
 import hilbert
 from hilbert import Model
 from hilbert.errors import InputTooLong, InvalidInput, UnsupportedTask
+from hilbert.models import local
+from hilbert.processors import text
 from hilbert.testing.models import tiny_model
 
 
@@ -77,6 +79,15 @@ def test_a_long_list_keeps_its_order(model):
     vectors = model.embed(texts)
     unique = {text: row for text, row in zip(texts[:125], model.embed(texts[:125]), strict=True)}
     assert max(np.abs(row - unique[text]).max() for text, row in zip(texts, vectors, strict=True)) < 2e-6
+
+
+def test_texts_that_are_too_long_for_one_request(model, monkeypatch):
+    expected = model.embed(TEXTS)
+    monkeypatch.setattr(text, "MAX_REQUEST_CHARS", 2000)
+    monkeypatch.setattr(local, "_PIECE_CHARS", 1500)
+    assert np.array_equal(model.embed([*TEXTS, *TEXTS]), np.concatenate([expected, expected]))
+    monkeypatch.setattr(local, "_PIECE_CHARS", 1)
+    assert np.array_equal(model.embed(TEXTS), expected)
 
 
 def test_an_error_in_a_long_list_names_its_place(model):

@@ -45,10 +45,13 @@ from hilbert.core import (
 from hilbert.core.request import FloatArray, IntArray
 from hilbert.engine import Engine, EngineLimits, LocalEngine, start_engine
 from hilbert.errors import InvalidInput, MediaError, ServingError
+from hilbert.models.offload import offload_media
 from hilbert.models.served import ServedModel
 from hilbert.models.tokenizers import load_processor
 from hilbert.processors import token_array
+from hilbert.processors.images import MAX_REQUEST_PIXELS, count_pixels
 from hilbert.processors.media import MAX_REQUEST_BYTES
+from hilbert.processors.text import MAX_REQUEST_CHARS
 from hilbert.runtimes import load_runtime
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
 from hilbert.scheduler import Admission
@@ -61,6 +64,8 @@ File = str | PathLike[str] | bytes | Any
 # A long list goes in pieces, two at a time: one is tokenized while the other is computed, and the memory
 # for tokens stays bounded.
 _PIECE = 4096
+# Of texts; prompts come to them.
+_PIECE_CHARS = MAX_REQUEST_CHARS // 4
 # Of images and sounds, which are features of half a megabyte each.
 _MEDIA_PIECE = 128
 _PIECES_IN_FLIGHT = 2
@@ -444,19 +449,22 @@ class Model:
 
     async def _encode(self, request: EmbedRequest) -> EncodeResult:
         inputs = request.inputs
-        size = self._media_piece if any(isinstance(x, Media) for x in inputs) else _PIECE
-        if len(inputs) <= size:
+        if self.spec.towers and any(isinstance(x, Media) for x in inputs):
+            runs = await offload_media(_runs, inputs, self._media_piece)
+        else:
+            runs = _runs(inputs, _PIECE)
+        if len(runs) == 1:
             return await self._piece(request, inputs)
         gate = asyncio.Semaphore(_PIECES_IN_FLIGHT)
 
-        async def piece(start: int) -> EncodeResult:
+        async def piece(run: slice) -> EncodeResult:
             async with gate:
                 try:
-                    return await self._piece(request, inputs[start : start + size])
+                    return await self._piece(request, inputs[run])
                 except ServingError as error:
-                    raise _shifted(error, start) from error
+                    raise _shifted(error, run.start) from error
 
-        pieces = [asyncio.ensure_future(piece(start)) for start in range(0, len(inputs), size)]
+        pieces = [asyncio.ensure_future(piece(run)) for run in runs]
         try:
             return _joined(await asyncio.gather(*pieces))
         finally:
@@ -465,7 +473,7 @@ class Model:
 
     @property
     def _media_piece(self) -> int:
-        """Images or sounds that go together: not more than one request may have."""
+        """Images or sounds that go together: their features are not more than one request may have."""
         largest = max((4 * math.prod(tower.shape) for tower in self.spec.towers), default=1)
         return min(_MEDIA_PIECE, MAX_REQUEST_BYTES // largest)
 
@@ -495,6 +503,30 @@ def _request(
             f"outputs are {unknown or 'missing'}; give some of {', '.join(_VECTORS)}.", param="outputs"
         )
     return EmbedRequest(_inputs(texts), **options, outputs=frozenset(map(OutputType, names)))
+
+
+def _runs(inputs: tuple[Input, ...], most: int) -> list[slice]:
+    """Pieces of so many inputs at most, whose characters and pixels are not more than one request may have.
+
+    Reads the headers of images.
+    """
+    runs, start, num_chars, num_pixels = [], 0, 0, 0
+    for place, given in enumerate(inputs):
+        chars = len(given) if isinstance(given, str) else 0
+        pixels = _num_pixels(given)
+        is_full = num_chars + chars > _PIECE_CHARS or num_pixels + pixels > MAX_REQUEST_PIXELS
+        if place - start == most or (is_full and place > start):
+            runs.append(slice(start, place))
+            start, num_chars, num_pixels = place, 0, 0
+        num_chars += chars
+        num_pixels += pixels
+    return [*runs, slice(start, len(inputs))]
+
+
+def _num_pixels(given: Input) -> int:
+    if isinstance(given, Media) and given.modality is Modality.IMAGE:
+        return count_pixels(given.data)
+    return 0
 
 
 def _joined(pieces: AbstractSequence[EncodeResult]) -> EncodeResult:
