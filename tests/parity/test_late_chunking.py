@@ -16,6 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from hilbert import Model
 from hilbert.errors import InputTooLong, InvalidInput, UnsupportedTask
+from hilbert.hub import resolve
+from hilbert.processors import ChunkProcessor, TextProcessor
 from hilbert.testing.models import tiny_model
 
 CHUNKS = ["The hotel is full.", "Its owner, Hilbert, has a room. ", "Été 🌍, one more guest", "moves  on"]
@@ -109,6 +111,17 @@ def test_the_prompt_is_left_out_where_the_model_says_so(tmp_path: Path) -> None:
         assert np.abs(vectors - model.embed(TEXT, input_type="document")).max() < 1e-5
         (several,) = model.embed_chunks([CHUNKS], input_type="document")
         assert np.abs(several[1:] - reference(tmp_path, TEXT, ENDS, PROMPT)[1:]).max() < 1e-5
+
+
+def test_a_prompt_that_has_a_token_more_alone_leaves_the_first_chunk_its_own(tmp_path: Path) -> None:
+    tiny_model("modernbert", tmp_path, pooling="mean", include_prompt=False)
+    processor = TextProcessor(resolve(str(tmp_path)))
+    (document,) = ChunkProcessor(processor).encode(("a", "b"), (2,), PROMPT, True)
+    (window,) = document.windows
+    rows = np.eye(len(window.input_ids), dtype=np.float32)
+    a, b, end = rows[-3:]
+    assert len(processor.frame.after) == 1
+    np.testing.assert_array_equal(document.pool([rows]), [a, (b + end) / 2])
 
 
 def test_what_cannot_be_chunked_is_refused(tmp_path: Path, case) -> None:

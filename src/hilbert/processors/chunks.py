@@ -123,8 +123,10 @@ class ChunkProcessor:
         windows = tuple(self._windows(ids, num_prompt, first, truncate))
         num_excluded = self._texts.prompt_len(prompt)
         num_before = len(self._texts.frame.before) + num_prompt
-        windows = (Window(windows[0].input_ids, num_excluded, windows[0].end), *windows[1:])
         starts = np.searchsorted(places[num_prompt:], np.arange(len(chunks)))
+        if len(chunks) > 1:  # alone, a prompt may have a token more than before a text: not the chunk's last
+            num_excluded = min(num_excluded, num_before + int(starts[1]) - 1)
+        windows = (Window(windows[0].input_ids, num_excluded, windows[0].end), *windows[1:])
         starts[1:] += num_before - num_excluded
         starts[0] = 0
         return Document(windows, starts)
