@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from hilbert import hub
 from hilbert.errors import InputTooLong, InvalidInput
 from hilbert.processors import PairProcessor, PairProcessors, TextProcessor, pair_processor
 from hilbert.processors.frame import longest_first
-from hilbert.testing.models import tiny_model
+from hilbert.testing.models import PAIR_TEMPLATE, tiny_model
 
 # Electra's tiny model has a tokenizer class without token types; the repositories on the hub have one with.
 FAMILIES = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "electra", "electra-with-types")
@@ -51,6 +52,22 @@ def reference(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def pairs(folder: Path) -> PairProcessor:
     return pair_processor(TextProcessor(hub.resolve(str(folder))))
+
+
+@pytest.mark.parametrize(("family", "head"), [("bert", "classifier"), ("qwen3", "logit_score")])
+def test_tokens_without_an_embedding_are_refused(family: str, head: str, tmp_path: Path) -> None:
+    folder = tiny_model(family, tmp_path, head=head)
+    if head == "logit_score":
+        (folder / "chat_template.jinja").write_text(PAIR_TEMPLATE)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<extra>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    pairs = pair_processor(TextProcessor(hub.resolve(str(folder))))
+    with pytest.raises(InvalidInput, match=r"^query holds token ids outside the model's vocabulary"):
+        pairs.encode("a <extra>", ("b", "c"), True, 1)
+    with pytest.raises(InvalidInput, match=r"^documents\[1\] holds token ids outside"):
+        pairs.encode("a", ("b", "<extra>"), True, 1)
+    assert len(pairs.encode("a", ("b", "c"), True, 1).sequences) == 2
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=range(len(QUERIES)))

@@ -58,7 +58,8 @@ class PairProcessor(Protocol):
             request_id: what the sequences carry.
             prompt: text for the query; None takes the model's default.
         Raises:
-            InvalidInput: a text is not valid Unicode, or the template refuses the prompt.
+            InvalidInput: a text is not valid Unicode or holds tokens outside the vocabulary, or the template
+                refuses the prompt.
             InputTooLong: `truncate` is false and a pair exceeds the model's length.
         """
         ...
@@ -187,6 +188,8 @@ class TemplatePairs:
         with called("query", is_list=False):
             check_chars([query])
             refuse_invalid_unicode(query, 0)
+            if self._texts.has_foreign_ids:
+                self._texts.contents([query], is_exact=True)
         with called("documents"):
             rendered = [self._template.pair(query, document, prompt) for document in documents]
             contents = self._contents(rendered)

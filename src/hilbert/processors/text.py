@@ -55,6 +55,7 @@ class TextProcessor:
     Attributes:
         tokenizer: the library's own, configured as sentence-transformers would; not to be changed.
         num_types: token types that the model tells apart; 0 where it is given none.
+        has_foreign_ids: some tokens have no embedding; a text that holds one is refused.
         truncates_left: long texts lose their beginning, not their end.
         template: what every text goes through before it is tokenized; None for most models.
     """
@@ -107,9 +108,9 @@ class TextProcessor:
         # A few repositories add tokens without growing the embedding table; texts that hold them are refused.
         # What config.json of the repository's own code calls its vocabulary, nobody knows.
         self._vocab_size = spec.vocab_size or self.tokenizer.get_vocab_size()
-        self._has_foreign_ids = self.tokenizer.get_vocab_size() > self._vocab_size
+        self.has_foreign_ids = self.tokenizer.get_vocab_size() > self._vocab_size
         needs_tokenizer = (
-            self.truncates_left or self._is_bare or self._has_token_types or self._has_foreign_ids
+            self.truncates_left or self._is_bare or self._has_token_types or self.has_foreign_ids
         )
         is_by_words = not needs_tokenizer and splits_at_spaces(self.tokenizer)
         self._words = WordTable(self.tokenizer) if is_by_words else None
@@ -256,7 +257,7 @@ class TextProcessor:
         encoding = self.tokenizer.encode_batch([text], add_special_tokens=False)[0]
         pieces = _in_order(encoding, self.truncates_left)
         ids = np.array([i for piece in pieces for i in piece.ids], dtype=np.int32)
-        if self._has_foreign_ids:
+        if self.has_foreign_ids:
             self._refuse_foreign_ids(ids, index)
         places = [np.array(piece.offsets, dtype=np.int32).reshape(-1, 2) for piece in pieces]
         starts, ends = np.concatenate(places).T
@@ -288,6 +289,10 @@ class TextProcessor:
             For each text its ids, ``[n]`` int32 with n up to at least the model's length (the end that
             truncation would keep), and how many tokens it has in all; with `is_exact` false that may be
             too low for a text longer than the model takes.
+
+        Raises:
+            InvalidInput: a text is not valid Unicode, or holds tokens outside the vocabulary.
+            InputTooLong: they are too long to be tokenized at all.
         """
         check_chars(texts)
         words, limit = self._words, self._max_len
@@ -299,7 +304,11 @@ class TextProcessor:
                 pass
         encodings = self._tokenize(texts, is_framed=False)
         counts = [len(e) + sum(map(len, e.overflowing)) for e in encodings]
-        return [(np.array(e.ids, dtype=np.int32), n) for e, n in zip(encodings, counts, strict=True)]
+        kept = [np.array(e.ids, dtype=np.int32) for e in encodings]
+        if self.has_foreign_ids:
+            for index, ids in enumerate(kept):
+                self._refuse_foreign_ids(ids, index)
+        return list(zip(kept, counts, strict=True))
 
     def count_cut(self, request: EmbedRequest) -> tuple[int, int] | None:
         """What truncation does to the first text of a request.
@@ -418,7 +427,7 @@ class TextProcessor:
         if not truncate and limit is not None:
             self._refuse_too_long(encodings, limit, first_index)
         suffix = None if self.template is None else self._lone_suffix(prompt, side)
-        if self._has_foreign_ids:
+        if self.has_foreign_ids:
             for index, encoding in enumerate(encodings, start=first_index):
                 self._refuse_foreign_ids(np.array(encoding.ids, dtype=np.int32), index)
         return tuple(
