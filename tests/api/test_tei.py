@@ -231,7 +231,9 @@ def test_predict_in_its_three_shapes(classifier, processor):
     assert left != classifier.post("/predict", {"inputs": LONG}).json()
     assert left == classifier.post("/predict", {"inputs": "second " * 254}).json()
     too_long = {"inputs": [["a"], [LONG, "b"]], "truncate": False}
-    refused(classifier.post("/predict", too_long), 422, "Validation", "inputs[1]")
+    refused(classifier.post("/predict", too_long), 422, "Validation", "the texts of inputs[1] have ")
+    endless = {"inputs": [["a"], ["a" * 1_000_001, "b"]]}
+    refused(classifier.post("/predict", endless), 422, "Validation", "inputs[1] has 1,000,001 characters")
 
 
 def test_rerank_belongs_to_texts_and_documents_stay_infinitys(reranker):

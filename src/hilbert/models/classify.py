@@ -76,10 +76,12 @@ class ClassifyWork:
 
     def _pair(self, pair: tuple[str, str], request_id: int, index: int) -> Sequence:
         request = self._request
-        with called("input", shift=index, of="documents"):
+        try:
             pairs = self._pairs.cutting(request.truncation_side).encode(
                 pair[0], pair[1:], request.truncate is not False, request_id, prompt=""
             )
+        except ServingError as error:
+            raise _about_pair(error, index) from error
         return replace(pairs.sequences[0], index=index)
 
     def finish(self, output: Output, num_tokens: int, timing: Timing) -> ClassifyResult:
@@ -96,6 +98,20 @@ class ClassifyWork:
     def name(self, error: ServingError) -> ServingError:
         """See `Work`: inputs are called inputs."""
         return error
+
+
+def _about_pair(error: ServingError, index: int) -> ServingError:
+    """An error about a query and its document in the words of a call that has neither."""
+    place = f"input[{index}]"
+    words = (
+        ("documents[0] and the query", f"the texts of {place}"),
+        ("documents[0]", place),
+        ("query", place),
+    )
+    for theirs, ours in words:
+        if error.param in ("query", "documents") and error.message.startswith(theirs):
+            return type(error)(ours + error.message[len(theirs) :], param="input", index=index)
+    return error
 
 
 def probabilities(logits: FloatArray, problem_type: str) -> FloatArray:
