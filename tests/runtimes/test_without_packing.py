@@ -10,10 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hilbert.core import Batch, Sequence, finish_vectors
+from hilbert.core import Batch, OutputType, Sequence, finish_vectors
+from hilbert.engine.rows import bad_sequences
 from hilbert.hub import resolve
+from hilbert.processors.text import TextProcessor
 from hilbert.runtimes import RuntimeSettings, load_runtime
+from hilbert.runtimes.outputs import OutputBuilder
+from hilbert.runtimes.packing import pack
 from hilbert.testing.models import tiny_model
+from hilbert.testing.runtime import FakeRuntime
 
 TEXTS = ["a short text", "b", "", "a rather longer text with quite a few more words in it " * 3]
 FLOAT32 = RuntimeSettings(engine="openvino", dtype="float32", device="cpu")
@@ -81,7 +86,7 @@ from hilbert.core import Batch, Sequence, finish_vectors
 from hilbert.hub import resolve
 from hilbert.runtimes import RuntimeSettings, load_runtime
 from hilbert.runtimes import tracing
-from hilbert.errors import MissingDependency
+from hilbert.errors import MissingDependency, WorkerLost
 def trace(*args):
     raise MissingDependency("torch is not installed")
 tracing.trace = trace
@@ -93,6 +98,16 @@ assert runtime.info.program == "shipped", runtime.info
 sequences = tuple(Sequence(0, i, np.array(x, np.int32)) for i, x in enumerate(ids))
 rows = finish_vectors(runtime.run(runtime.prepare(Batch(sequences))).dense, None, True)
 print(json.dumps(rows.tolist()))
+class Full:
+    def infer(self, *args, **options):
+        raise MemoryError
+runtime._encoder._request = Full()
+try:
+    runtime.run(runtime.prepare(Batch(sequences)))
+except WorkerLost as error:
+    assert "a batch of 3 sequences of up to 12 tokens" in error.message, error
+else:
+    raise AssertionError("what OpenVINO computes after that is not to be trusted")
 """
     order = [str(folder), str(tmp_path / "cache"), [s.input_ids.tolist() for s in sequences]]
     child = subprocess.run(
@@ -105,8 +120,6 @@ print(json.dumps(rows.tolist()))
 @pytest.mark.parametrize("family", ["static", "model2vec"])
 def test_static(family: str, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
-
-    from hilbert.processors.text import TextProcessor
 
     folder = tiny_model(family, tmp_path / "model")
     spec = resolve(str(folder))
@@ -149,3 +162,11 @@ def test_sentence_transformers_is_the_last_resort(tmp_path: Path) -> None:
     dense = runtime.run(runtime.prepare(Batch(sequences))).dense
     assert dense is not None
     np.testing.assert_allclose(finish_vectors(dense, None, spec.normalize), expected, atol=1e-5)
+
+
+def test_weights_that_are_no_numbers_are_not_left_out() -> None:
+    """The engine has to see them."""
+    part = pack((Sequence(0, 0, np.array([5, 6], np.int32)),), 1)
+    builder = OutputBuilder(1, frozenset({OutputType.SPARSE}))
+    builder.add(part, {"token_weights": np.full(len(part.input_ids), np.nan, np.float32)})
+    assert bad_sequences(builder.finish(), FakeRuntime().info) == [0]

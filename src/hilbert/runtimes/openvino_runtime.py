@@ -15,7 +15,7 @@ import numpy as np
 
 from hilbert.config.machine import available_threads
 from hilbert.core import Batch, BatchOutput, ModelSpec, Sequence
-from hilbert.errors import EngineError, InvalidInput, WeightMismatch, WorkerLost
+from hilbert.errors import InvalidInput, WeightMismatch
 from hilbert.hub.artifacts import ArtifactStore, is_intact, publish, read_manifest, seal, write_manifest
 from hilbert.runtimes import ov, tracing
 from hilbert.runtimes.base import RuntimeSettings
@@ -168,24 +168,18 @@ class OpenVinoRuntime:
         return self._batches.num_padding_tokens(prepared)
 
     def run(self, prepared: Prepared) -> BatchOutput:
-        """See `Runtime.run`.
-
-        Raises:
-            WorkerLost: memory ran out inside OpenVINO. What it computes after that cannot be trusted: most
-                such processes crashed, and some returned wrong vectors without a word (bench/LOG.md). A
-                fresh worker runs the requests again, one at a time.
-        """
+        """See `Runtime.run`."""
         return self._batches.run(prepared, self._infer, self._infer_tower)
 
     def _infer_tower(self, stack: Stack) -> np.ndarray:
         request = self._towers[stack.modality]
-        _infer(request, [stack.features], f"{len(stack.places)} inputs of the {stack.modality} tower")
+        ov.infer(request, [stack.features], f"{len(stack.places)} inputs of the {stack.modality} tower")
         rows: np.ndarray = request.get_output_tensor(0).data
         return rows
 
     def _infer(self, part: PackedBatch, wanted: list[int]) -> list[np.ndarray]:
         what = f"{len(part.order)} sequences, {int(part.lengths.sum())} tokens,"
-        _infer(self._request, self._batches.feed(part), what)
+        ov.infer(self._request, self._batches.feed(part), what)
         return [self._request.get_output_tensor(i).data for i in wanted]
 
     def close(self) -> None:
@@ -214,15 +208,3 @@ def _config(cache: Path | None, settings: RuntimeSettings, dtype: str) -> dict[s
     if cache is not None:
         config |= {"CACHE_DIR": str(cache), "CACHE_MODE": "OPTIMIZE_SIZE"}
     return config
-
-
-def _infer(request: Any, inputs: list[Any], what: str) -> None:
-    """Run a graph; see `OpenVinoRuntime.run` for what is raised."""
-    try:
-        request.infer(inputs, share_inputs=True)
-    except MemoryError as error:
-        raise WorkerLost(f"a batch of {what} does not fit into memory") from error
-    except RuntimeError as error:
-        if "alloc" in str(error).lower():
-            raise WorkerLost(f"a batch of {what} does not fit into memory") from error
-        raise EngineError(f"openvino: {str(error).strip().splitlines()[-1]}") from error

@@ -108,8 +108,9 @@ class OutputBuilder:
         """The largest weight of each token id, special tokens left out."""
         token_ids, place = np.unique(input_ids, return_inverse=True)
         largest = np.zeros(len(token_ids), np.float32)
-        np.maximum.at(largest, place, weights)
-        kept = (largest > 0) & ~np.isin(token_ids, self._special_ids)
+        with np.errstate(invalid="ignore"):
+            np.maximum.at(largest, place, weights)
+        kept = ~(largest <= 0) & ~np.isin(token_ids, self._special_ids)  # NaN is kept, and found later
         return SparseVector(token_ids[kept].astype(np.int32), largest[kept])
 
 

@@ -17,6 +17,8 @@ from typing import Any
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # absence selects the stub
 import openvino  # noqa: E402
 
+from hilbert.errors import EngineError, WorkerLost  # noqa: E402
+
 VERSION: str = openvino.__version__
 
 _core: openvino.Core | None = None
@@ -45,6 +47,30 @@ def first_inference(request: openvino.InferRequest, inputs: list[Any]) -> Any:
     """The first inference of a request, never beside another first one."""
     with _first_call:
         return request.infer(inputs)
+
+
+def infer(request: openvino.InferRequest, inputs: list[Any], what: str) -> None:
+    """Run a graph; its outputs lie in the request.
+
+    Args:
+        request: of the graph.
+        inputs: in the graph's order; not copied.
+        what: is run, for messages.
+
+    Raises:
+        WorkerLost: memory ran out inside OpenVINO. What it computes after that cannot be trusted: most such
+            processes crashed, and some returned wrong vectors without a word (bench/LOG.md). A fresh worker
+            runs the requests again, one at a time.
+        EngineError: anything else that it refuses.
+    """
+    try:
+        request.infer(inputs, share_inputs=True)
+    except MemoryError as error:
+        raise WorkerLost(f"a batch of {what} does not fit into memory") from error
+    except RuntimeError as error:
+        if "alloc" in str(error).lower():
+            raise WorkerLost(f"a batch of {what} does not fit into memory") from error
+        raise EngineError(f"openvino: {str(error).strip().splitlines()[-1]}") from error
 
 
 @contextmanager

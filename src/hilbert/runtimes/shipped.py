@@ -57,7 +57,8 @@ class _OpenVinoEncoder:
 
     def encode(self, arrays: dict[str, np.ndarray], output: str) -> FloatArray:
         """See `Encoder.encode`."""
-        self._request.infer([arrays[name] for name in self.inputs], share_inputs=True)
+        inputs = [arrays[name] for name in self.inputs]
+        ov.infer(self._request, inputs, f"{len(inputs[0])} sequences of up to {inputs[0].shape[1]} tokens")
         rows: FloatArray = self._request.get_output_tensor(self._place[output]).data
         return rows
 
