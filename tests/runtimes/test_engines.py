@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import hilbert
-from hilbert.errors import InvalidInput, MissingDependency
+from hilbert.core import Batch, Sequence
+from hilbert.errors import InvalidInput, MissingDependency, WorkerLost
 from hilbert.hub import resolve
 from hilbert.runtimes import RuntimeSettings, load_runtime, traced
 from hilbert.testing.models import tiny_model
@@ -99,6 +100,23 @@ runtime.close()
     assert (ended := start("torch", "transformers")).returncode == 0, ended.stderr
     without = start(package).stderr
     assert MissingDependency.__name__ in without and f"pip install 'hilbert[{engine}]'" in without
+
+
+@pytest.mark.parametrize("stage", ["_host", "_outputs"])
+def test_a_device_that_is_lost_is_no_fault_of_an_input(
+    bert: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever batch notices it first: a fresh worker runs them all again."""
+    import torch
+
+    runtime = load_runtime(resolve(str(bert)), RuntimeSettings(engine="torch", device="cpu"))
+
+    def fail(anything: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(runtime, stage, fail)
+    with pytest.raises(WorkerLost, match="unspecified launch failure"):
+        runtime.run(runtime.prepare(Batch((Sequence(0, 0, np.ones(3, np.int32)),))))
 
 
 def test_int8_has_an_artifact_of_its_own(bert: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from hilbert.core import Batch, OutputType, Sequence, finish_vectors
+from hilbert.core import Batch, EmbedRequest, OutputType, Sequence, finish_vectors
 from hilbert.engine.rows import bad_sequences
+from hilbert.errors import WorkerLost
 from hilbert.hub import resolve
 from hilbert.processors.text import TextProcessor
 from hilbert.runtimes import RuntimeSettings, load_runtime
@@ -142,18 +145,23 @@ def test_static(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(finish_vectors(dense, None, spec.normalize), expected, atol=1e-5)
 
 
-def test_sentence_transformers_is_the_last_resort(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A chain that no program of ours knows: a CNN between the transformer and the pooling."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import CNN, Pooling
 
-    folder = tiny_model("bert", tmp_path / "model")
+    folder = tmp_path_factory.mktemp("odd")
     torch.manual_seed(0)
-    body = SentenceTransformer(str(folder), device="cpu")[0]
+    body = SentenceTransformer(str(tiny_model("bert", folder / "body")), device="cpu")[0]
     cnn = CNN(in_word_embedding_dimension=64, out_channels=16, kernel_sizes=[1, 3])
-    odd = tmp_path / "odd"
-    SentenceTransformer(modules=[body, cnn, Pooling(32, "mean")], device="cpu").save(str(odd))
+    modules = [body, cnn, Pooling(32, "mean", include_prompt=False)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
+    return folder / "model"
+
+
+def test_sentence_transformers_is_the_last_resort(odd: Path) -> None:
     spec = resolve(str(odd))
     runtime = load_runtime(spec, FLOAT32)
     assert runtime.info.program == "sentence-transformers"
@@ -162,6 +170,50 @@ def test_sentence_transformers_is_the_last_resort(tmp_path: Path) -> None:
     dense = runtime.run(runtime.prepare(Batch(sequences))).dense
     assert dense is not None
     np.testing.assert_allclose(finish_vectors(dense, None, spec.normalize), expected, atol=1e-5)
+
+
+def test_the_last_resort_leaves_out_each_texts_own_prompt(odd: Path) -> None:
+    """Also where prompts of other lengths, or none, are in the same batch."""
+    from sentence_transformers import SentenceTransformer
+
+    spec = resolve(str(odd))
+    runtime, processor = load_runtime(spec, FLOAT32), TextProcessor(spec)
+    prompts, text = ["a b ", "a b c ", ""], "a b c d e f g"
+    sequences = [processor.encode(EmbedRequest((text[: -len(p) or None],), prompt=p), 0)[0] for p in prompts]
+    assert len({s.num_tokens for s in sequences}) == 1 and len({s.prompt_len for s in sequences}) == 3
+    dense = runtime.run(runtime.prepare(Batch(tuple(sequences)))).dense
+    assert dense is not None
+    model = SentenceTransformer(str(odd), device="cpu")
+    expected = [
+        model.encode([text[: -len(p) or None]], prompt=p, show_progress_bar=False)[0] for p in prompts
+    ]
+    np.testing.assert_allclose(finish_vectors(dense, None, spec.normalize), np.stack(expected), atol=1e-5)
+
+
+def test_the_last_resort_keeps_to_its_threads_and_its_device(
+    odd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        runtime = load_runtime(resolve(str(odd)), replace(FLOAT32, threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+    def fail(features: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand so on")
+
+    monkeypatch.setattr(runtime, "_rows", fail)
+    with pytest.raises(WorkerLost, match="the device is lost: CUDA error: an illegal memory access was enc"):
+        runtime.run(runtime.prepare(Batch((Sequence(0, 0, np.ones(3, np.int32)),))))
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    monkeypatch.setattr(runtime, "_model", SimpleNamespace(device=torch.device("cuda:0")))
+    runtime.close()
+    assert emptied == [True]
 
 
 def test_weights_that_are_no_numbers_are_not_left_out() -> None:

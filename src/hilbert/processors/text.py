@@ -118,7 +118,8 @@ class TextProcessor:
             token_id for token_id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
         )
         pooling = spec.pooling
-        self._excludes_prompt = pooling is not None and not pooling.include_prompt
+        # What sentence-transformers runs alone may hold a pooling that leaves the prompt out.
+        self._excludes_prompt = spec.kind == "other" if pooling is None else not pooling.include_prompt
         self._prompt_len = remembered(self._measure_prompt)
         self._lone_suffix = remembered(self._measure_lone_suffix)
 

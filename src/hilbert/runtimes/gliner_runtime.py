@@ -12,15 +12,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from gliner import GLiNER
 
-from hilbert.config.machine import available_threads
 from hilbert.core import SPAN_COLUMNS, Batch, BatchOutput, ModelSpec, OutputType, SpanQuery, from_features
 from hilbert.core.request import FloatArray
-from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture, WeightMismatch, in_short
+from hilbert.errors import InvalidInput, UnsupportedArchitecture, WeightMismatch, in_short
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
-from hilbert.runtimes.torch_runtime import pick_device
+from hilbert.runtimes.torch_device import bound_threads, device_errors, leave, pick_device
 
 
 @dataclass(slots=True)
@@ -51,8 +49,7 @@ class GlinerRuntime:
                 "float32"
             )
         device = pick_device(settings.device)
-        if device == "cpu":
-            torch.set_num_threads(settings.threads or available_threads())
+        bound_threads(device, settings)
         self._model = _load(spec, device).eval()
         self.info = RuntimeInfo(
             engine="torch",
@@ -85,16 +82,16 @@ class GlinerRuntime:
     def run(self, prepared: list[_Pass]) -> BatchOutput:
         """See `Runtime.run`."""
         tables: dict[int, FloatArray] = {}
-        try:
+        with device_errors():
             for each in prepared:
                 tables |= zip(each.members, self._spans(each), strict=True)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(str(error).splitlines()[0]) from error
         return BatchOutput(multivector=tuple(tables[place] for place in range(len(tables))))
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the model and the device's cached memory."""
+        device = self._model.device
         del self._model
+        leave(device)
 
     def _spans(self, each: _Pass) -> list[FloatArray]:
         query = each.query

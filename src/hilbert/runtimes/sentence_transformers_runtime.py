@@ -23,11 +23,12 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence, SparseVector
 from hilbert.core.request import FloatArray
-from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture, in_short
+from hilbert.errors import InvalidInput, UnsupportedArchitecture, in_short
 from hilbert.programs.choose import unseen_id
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
 from hilbert.runtimes.outputs import max_batch_sequences
 from hilbert.runtimes.packing import IndexArray, without_trailing
+from hilbert.runtimes.torch_device import bound_threads, device_errors, leave
 
 # What each class leaves behind its last module, and what that is served as.
 _RESULTS = {
@@ -40,7 +41,7 @@ _RESULTS = {
 
 @dataclass(slots=True)
 class _Stack:
-    """Sequences of one length, and where their rows go."""
+    """Sequences of one length, behind prompts of one length, and where their rows go."""
 
     members: IndexArray
     features: dict[str, Any]
@@ -76,6 +77,7 @@ class SentenceTransformersRuntime:
                 f"{spec.model_id} cannot be served: {reason}; "
                 f"nor can sentence-transformers load it: {in_short(error)}"
             ) from error
+        bound_threads(self._model.device.type, settings)
         self._chain = [module for module in self._model if not isinstance(module, MultiVectorMask)]
         _refuse_what_needs_a_side(spec, list(self._model))
         self._result, self._kind = _RESULTS[spec.loaded_as]
@@ -113,7 +115,7 @@ class SentenceTransformersRuntime:
         )
 
     def prepare(self, batch: Batch) -> list[_Stack]:
-        """Stack the texts of each length; images go alone, as their sizes differ."""
+        """Stack texts that differ in nothing but their tokens; images go alone, as their sizes differ."""
         sequences = batch.sequences
         stacks = [
             _Stack(np.array([i]), self._seen(s.features))
@@ -123,9 +125,10 @@ class SentenceTransformersRuntime:
         texts = np.array([i for i, s in enumerate(sequences) if s.features is None], np.int64)
         if not len(texts):
             return stacks
-        lengths = np.array([sequences[i].num_tokens for i in texts.tolist()])
-        order = np.argsort(lengths, kind="stable")
-        for members in np.split(texts[order], np.flatnonzero(np.diff(lengths[order])) + 1):
+        sizes = np.array([(sequences[i].num_tokens, sequences[i].prompt_len) for i in texts.tolist()])
+        order = np.lexsort(sizes.T[::-1])
+        borders = np.flatnonzero(np.diff(sizes[order], axis=0).any(axis=1)) + 1
+        for members in np.split(texts[order], borders):
             stacks.append(_Stack(members, self._features([sequences[i] for i in members.tolist()])))
         return stacks
 
@@ -136,12 +139,9 @@ class SentenceTransformersRuntime:
     def run(self, prepared: list[_Stack]) -> BatchOutput:
         """See `Runtime.run`."""
         rows: dict[int, FloatArray] = {}
-        try:
-            with torch.inference_mode():
-                for stack in prepared:
-                    rows |= zip(stack.members.tolist(), self._rows(stack.features), strict=True)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(str(error).splitlines()[0]) from error
+        with device_errors(), torch.inference_mode():
+            for stack in prepared:
+                rows |= zip(stack.members.tolist(), self._rows(stack.features), strict=True)
         ordered = [rows[i] for i in range(len(rows))]
         if self._kind is OutputType.MULTIVECTOR:
             return BatchOutput(multivector=tuple(ordered))
@@ -152,9 +152,11 @@ class SentenceTransformersRuntime:
         return BatchOutput(dense=stacked) if is_dense else BatchOutput(logits=stacked)
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the model and the device's cached memory."""
+        device = self._model.device
         del self._model
         del self._chain
+        leave(device)
 
     def _seen(self, pixels: FloatArray) -> dict[str, Any]:
         """What the model's own processor makes of an image, ``[3, H, W]`` from 0 to 255."""

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hilbert.config.machine import available_threads
 from hilbert.core import Batch, BatchOutput, ModelSpec, OutputType, Sequence
-from hilbert.errors import InvalidInput, OutOfMemory, UnsupportedArchitecture, WorkerLost
+from hilbert.errors import InvalidInput, UnsupportedArchitecture
 from hilbert.programs.build import Built, build
 from hilbert.programs.choose import token_dimensions, trailing_id, unseen_id
 from hilbert.programs.layout import VarlenLayout
@@ -29,6 +28,7 @@ from hilbert.runtimes.base import (
 )
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, max_batch_sequences, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
+from hilbert.runtimes.torch_device import bound_threads, device_errors, leave, pick_device
 from hilbert.runtimes.torch_quantized import FP8_CAPABILITY, quantize_linears
 from hilbert.runtimes.towers import Stack, placed, take_apart
 
@@ -46,8 +46,7 @@ def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     eight_bits = settings.dtype if settings.dtype in EIGHT_BITS else ""
-    if device == "cpu":
-        torch.set_num_threads(settings.threads or available_threads())
+    bound_threads(device, settings)
     try:
         built = build(spec, dtype, NUM_GROUPS, settings.trust_remote_code, device)
     except UnsupportedArchitecture as error:
@@ -57,31 +56,6 @@ def load_torch(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
     if eight_bits:
         quantize_linears(built.graph.program.body, eight_bits)
     return TorchRuntime(spec, built, device, dtype, eight_bits)
-
-
-def pick_device(device: str) -> str:
-    """A device that exists.
-
-    Raises:
-        InvalidInput: the named one does not.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda:0"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    if device.startswith("cuda"):
-        number = int(device.partition(":")[2] or 0)
-        if number >= torch.cuda.device_count():
-            raise InvalidInput(
-                f"device {device!r} does not exist: torch {torch.__version__} sees "
-                f"{torch.cuda.device_count()} CUDA devices; take --device cpu or a CUDA build of torch"
-            )
-        return f"cuda:{number}"
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise InvalidInput("device 'mps' does not exist on this machine; take --device cpu")
-    if device not in ("cpu", "mps"):
-        raise InvalidInput(f"device {device!r} is unknown; take auto, cpu, cuda, cuda:N or mps")
-    return device
 
 
 def pick_dtype(dtype: str, device: str) -> torch.dtype:
@@ -168,17 +142,15 @@ class TorchRuntime:
         )
 
     def prepare(self, batch: Batch) -> _Prepared:
-        """Host tensors, in page-locked memory for a GPU."""
+        """Host tensors, in page-locked memory for a GPU. Raises as `run`."""
         places, texts, stacks = take_apart(batch.sequences, self._towers)
         parts = self._parts(texts) if texts else []
         if stacks:
             parts = placed(parts, places)
-        return _Prepared(
-            batch.outputs,
-            len(batch.sequences),
-            [self._feed(part) for part in parts],
-            [(stack, self._host(stack.features)) for stack in stacks],
-        )
+        with device_errors():
+            feeds = [self._feed(part) for part in parts]
+            inputs = [(stack, self._host(stack.features)) for stack in stacks]
+        return _Prepared(batch.outputs, len(batch.sequences), feeds, inputs)
 
     def num_padding_tokens(self, prepared: _Prepared) -> int:
         """See `Runtime.num_padding_tokens`."""
@@ -191,32 +163,21 @@ class TorchRuntime:
         """See `Runtime.run`."""
         builder = OutputBuilder(prepared.num_sequences, prepared.outputs, self._special_ids)
         names = self._graph.program.heads.names
-        try:
-            with torch.inference_mode():
-                for stack, features in prepared.stacks:
-                    rows = self._towers[stack.modality](features.to(self._device, non_blocking=True))
-                    builder.add_dense(stack.places, rows.float().cpu().numpy())
-                for feed in prepared.feeds:
-                    outputs = zip(names, self._outputs(feed), strict=True)
-                    wanted = {n: rows for n, rows in outputs if SERVED_AS[n] in prepared.outputs}
-                    builder.add(feed.part, {n: rows.float().cpu().numpy() for n, rows in wanted.items()})
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemory(str(error).splitlines()[0]) from error
-        except torch.AcceleratorError as error:
-            raise WorkerLost(f"the device is lost: {str(error).splitlines()[0]}") from error
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error):
-                raise OutOfMemory(str(error).splitlines()[0]) from error
-            raise
+        with device_errors(), torch.inference_mode():
+            for stack, features in prepared.stacks:
+                rows = self._towers[stack.modality](features.to(self._device, non_blocking=True))
+                builder.add_dense(stack.places, rows.float().cpu().numpy())
+            for feed in prepared.feeds:
+                outputs = zip(names, self._outputs(feed), strict=True)
+                wanted = {n: rows for n, rows in outputs if SERVED_AS[n] in prepared.outputs}
+                builder.add(feed.part, {n: rows.float().cpu().numpy() for n, rows in wanted.items()})
         return builder.finish()
 
     def close(self) -> None:
         """Release the weights and the device's cached memory."""
         del self._graph
         self._towers.clear()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        leave(self._device)
 
     def _parts(self, texts: tuple[Sequence, ...]) -> list[PackedBatch]:
         sequences = without_trailing(texts, self._trailing_id)
