@@ -113,6 +113,8 @@ def test_presets_set_defaults() -> None:
         ("- a", ["must be `key: value` lines"]),
         ("port: [1, 2]", ["port is a list", "give one value"]),
         ("port: 1\nport: 2", ["line 2", "'port' stands twice"]),
+        ("port: 1\nhost: {{ .Values.host }}", ["line 2", "where a key belongs", "template"]),
+        ("models: " + 2000 * "[", ["nested too deeply"]),
         ("models: [{id: a, prefix: bge}]", ["models[0].prefix", "'bge'", "such as /bge"]),
         ("models: [{id: a, prefix: /x}, {id: b, prefix: /x}]", ["two models have the prefix '/x'"]),
         ("models: [{id: a}, {id: a}]", ["two models have the name 'a'", "`name:` in the file"]),

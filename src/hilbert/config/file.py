@@ -176,8 +176,13 @@ def _yaml(text: str, path: str) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: set[str] = set()
             for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode):
+                    raise BadSetting(
+                        f"{path}: line {line}: a list or a mapping stands where a key belongs; write `key: "
+                        "value` (a template's {{…}} must be filled in first)"
+                    )
                 if key.value in seen:
-                    line = key.start_mark.line + 1
                     raise BadSetting(f"{path}: line {line}: {key.value!r} stands twice; keep one")
                 seen.add(key.value)
             found: dict[Any, Any] = super().construct_mapping(node, deep)
@@ -186,6 +191,8 @@ def _yaml(text: str, path: str) -> Any:
     Loader.add_constructor("tag:yaml.org,2002:map", _construct_map)
     try:
         return yaml.load(text, Loader)
+    except RecursionError:
+        raise BadSetting(f"{path}: it is nested too deeply to be read") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
