@@ -17,6 +17,7 @@ from hilbert.errors import MissingDependency, ModelUnavailable, WeightMismatch
 from hilbert.hub import bundled, resolve
 from hilbert.hub.artifacts import write_manifest
 from hilbert.hub.digests import cache_root, digests_of, sha256_file
+from hilbert.hub.lookup import pull
 from hilbert.testing.hub import StandInHub
 from hilbert.testing.models import tiny_model
 
@@ -201,6 +202,16 @@ def test_a_relative_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(folder.parent)
     spec = resolve("model")
     assert (spec.path, spec.model_id) == (str(folder), "model")
+
+
+@pytest.mark.parametrize(
+    ("model_id", "words"),
+    [("~nobody-of-this-name/model", "There is no model folder"), ("a" * 5000, "is neither a folder here")],
+)
+def test_names_that_no_file_system_takes(model_id: str, words: str) -> None:
+    for find in (resolve, pull):
+        with pytest.raises(ModelUnavailable, match=words):
+            find(model_id)
 
 
 def test_a_warm_resolve_is_fast_and_imports_nothing_heavy(folder: Path) -> None:

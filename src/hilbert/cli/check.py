@@ -8,7 +8,7 @@ from pathlib import Path
 from hilbert.cli.runtime import is_on_this_machine, resolve_model
 from hilbert.config import ServerSettings
 from hilbert.errors import ServingError
-from hilbert.hub.lookup import is_folder_name
+from hilbert.hub.lookup import is_folder, is_folder_name
 
 _FILES = ("keys_file", "ssl_certfile", "ssl_keyfile")
 
@@ -26,7 +26,7 @@ def not_here(settings: ServerSettings) -> list[str]:
 def _missing(settings: ServerSettings) -> Iterator[str]:
     """Files and folders that are named and are not there."""
     for index, model in enumerate(settings.models):
-        if is_folder_name(model.model_id) and not Path(model.model_id).expanduser().is_dir():
+        if is_folder_name(model.model_id) and not is_folder(model.model_id):
             yield f"models[{index}].id (--model-id) names the folder {model.model_id!r}, which is not there"
     for name in _FILES:
         path: str = getattr(settings, name)

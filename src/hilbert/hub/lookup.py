@@ -97,6 +97,11 @@ def is_folder_name(model_id: str) -> bool:
     return model_id.startswith((".", "/", "~")) or "\\" in model_id or model_id.count("/") > 1
 
 
+def is_folder(model_id: str) -> bool:
+    """Whether an id names a folder that is there; an unknown user's home is none, nor is an endless name."""
+    return os.path.isdir(os.path.expanduser(model_id))
+
+
 def resolve(
     model_id: str | None,
     *,
@@ -127,10 +132,10 @@ def resolve(
         raise ModelUnavailable(
             "The model id is empty; give a folder or a hub id like BAAI/bge-small-en-v1.5."
         )
-    folder = Path(model_id).expanduser()
-    if folder.is_dir():
+    if is_folder(model_id):
+        folder = Path(model_id).expanduser()
         return _of_folder(folder, model_id, trust_remote_code, own_cache)
-    if is_folder_name(model_id) or folder.exists():
+    if is_folder_name(model_id) or os.path.exists(model_id):
         raise ModelUnavailable(f"There is no model folder {model_id!r} here (seen from {os.getcwd()}).")
 
     wanted = revision or DEFAULT_REVISION
@@ -157,7 +162,7 @@ def is_here(
     own_cache: str | Path | None = None,
 ) -> bool:
     """Whether `resolve` would find the whole model on this machine and ask nobody. Arguments as there."""
-    if model_id == "bundled" or Path(model_id).expanduser().is_dir():
+    if model_id == "bundled" or is_folder(model_id):
         return True
     if is_folder_name(model_id):
         return False
@@ -229,7 +234,7 @@ def pull(
     own_cache: str | Path | None = None,
 ) -> ModelSpec:
     """As `resolve`, but asks the hub first: a moved branch is followed. Arguments and errors as there."""
-    if model_id == "bundled" or Path(model_id).expanduser().is_dir() or is_folder_name(model_id):
+    if model_id == "bundled" or is_folder(model_id) or is_folder_name(model_id):
         return resolve(model_id, revision=revision, trust_remote_code=trust_remote_code, own_cache=own_cache)
     wanted = revision or DEFAULT_REVISION
     check_names(model_id, wanted)
