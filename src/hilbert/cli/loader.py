@@ -81,22 +81,26 @@ class ModelLoader:
                 self._media = media_loader(self._settings)
             processor = await in_thread(partial(load_processor, spec, self._settings.cache_dir))
             await self._fleet.wait_loaded(key)
+            # In a thread, as it may read further tables and tokenizers.
+            return await in_thread(
+                partial(
+                    ServedModel,
+                    entry.name,
+                    spec,
+                    processor,
+                    engine,
+                    entry.admission,
+                    entry.metrics,
+                    aliases=entry.aliases,
+                    request_timeout_seconds=self._settings.request_timeout,
+                    embedding_dtype=OutputDtype(model.embedding_dtype),
+                    truncates=self._settings.auto_truncate,
+                    media=self._media,
+                )
+            )
         except BaseException:
             await self._fleet.unload(key)
             raise
-        return ServedModel(
-            entry.name,
-            spec,
-            processor,
-            engine,
-            entry.admission,
-            entry.metrics,
-            aliases=entry.aliases,
-            request_timeout_seconds=self._settings.request_timeout,
-            embedding_dtype=OutputDtype(model.embedding_dtype),
-            truncates=self._settings.auto_truncate,
-            media=self._media,
-        )
 
     async def close(self) -> None:
         """Close the connections to where images and sounds are fetched from."""
