@@ -79,6 +79,8 @@ def test_a_page_its_headers_and_the_connection_that_is_kept(monkeypatch: pytest.
             assert "accept-encoding: identity" in first
             assert "authorization: basic" in first and "authorization" not in second
             assert "cookie" not in second + third
+            # Two bolts: a way to the network that knows no proxies, and a client that reads no environment.
+            assert not fetcher._client.trust_env and not fetcher._client._mounts
 
     run(story)
 
@@ -139,6 +141,8 @@ def test_every_redirect_is_checked_again() -> None:
             site.pages["/idna"] = redirect("http://%zzxn--a/")
             site.pages["/nul"] = redirect("//good.test%00@")
             site.pages["/round"] = redirect("/round")
+            site.pages["/beyond"] = redirect(f"http://{GOOD}:99999/")
+            site.pages["/below"] = redirect(f"http://{GOOD}:-1/")
             base = f"http://{GOOD}:{site.port}"
             assert await fetcher.fetch(f"{base}/there", ByteBudget(100)) == b"found"
             assert site.hits["/here"] == 1
@@ -149,6 +153,8 @@ def test_every_redirect_is_checked_again() -> None:
             await refused(fetcher, f"{base}/odd", "answered 302")
             for odd in ("idna", "nul"):
                 await refused(fetcher, f"{base}/{odd}", f"/{odd}' redirects to what is no valid URL")
+            await refused(fetcher, f"{base}/beyond", "port is 99999")  # of a private host, too
+            await refused(fetcher, f"{base}/below", "port is -1")
             await refused(fetcher, f"{base}/round", "redirects more than 5 times")
             assert site.hits["/here"] == 1 and site.hits["/round"] == 6
 
@@ -190,6 +196,7 @@ def test_what_is_no_url_of_a_page() -> None:
                 ("http://[", "not known"),
                 ("http://a b/", ""),
                 ("http://x:99999/", "port is 99999"),
+                ("http://good.test:0/", "port is 0"),
                 ("http://x:ssh/", "no valid URL"),
                 ("http://%zzxn--a/", "no valid URL"),
                 ("http://..xn--a/", "no valid URL"),

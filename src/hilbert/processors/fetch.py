@@ -187,9 +187,10 @@ class Fetcher:
                 f"{shown(text)} is not fetched: only http and https URLs with a host are. Send anything else "
                 "as a data URI."
             )
-        port = url.port or 443
+        port = 443 if url.port is None else url.port
         is_usual = port in (80, 443) or _FIRST_UNPRIVILEGED_PORT <= port <= _LAST_PORT
-        if not is_usual and host not in self._settings.private_hosts:
+        is_at_all = 0 < port <= _LAST_PORT
+        if not (is_usual or (is_at_all and host in self._settings.private_hosts)):
             raise MediaError(
                 f"{shown(text)} is not fetched: its port is {port}; 80, 443 and "
                 f"{_FIRST_UNPRIVILEGED_PORT} to {_LAST_PORT} are allowed."
