@@ -58,7 +58,18 @@ def test_an_artifact_comes_back_with_its_spec(store: ArtifactStore, spec: ModelS
 
 
 @pytest.mark.parametrize(
-    "damage", ["flip", "truncate", "missing", "manifest", "empty manifest", "no manifest", "odd"]
+    "damage",
+    [
+        "flip",
+        "truncate",
+        "missing",
+        "manifest",
+        "empty manifest",
+        "no manifest",
+        "what it says",
+        "its digest",
+        "odd",
+    ],
 )
 def test_a_damaged_artifact_is_built_again(damage: str, store: ArtifactStore, spec: ModelSpec) -> None:
     folder = build(store, "key", spec)
@@ -78,6 +89,12 @@ def test_a_damaged_artifact_is_built_again(damage: str, store: ArtifactStore, sp
             manifest.write_bytes(b"")
         case "no manifest":
             manifest.unlink()
+        case "what it says":
+            manifest.write_text(manifest.read_text().replace('"packed"', '"qacked"'))
+        case "its digest":
+            said = json.loads(manifest.read_text())
+            del said["sha256"]
+            manifest.write_text(json.dumps(said))
         case "odd":
             manifest.write_text(
                 json.dumps({"format": 1, "spec": {}, "program": {}, "files": {"model.bin": 3}})
@@ -261,6 +278,9 @@ def test_an_exported_folder_is_checked_in_place(
     shutil.copytree(build(store, "key", spec), exported)
     manifest = read_manifest(exported)
     assert manifest is not None and is_intact(exported, manifest)
+    assert not is_intact(exported, manifest | {"program": {"program": "qacked"}})
+    del manifest["sha256"]  # as it was before
+    assert is_intact(exported, manifest)
     (exported / "model.xml").write_bytes(b"<NET/>")
     assert not is_intact(exported, manifest)
 
