@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, TextIO
 from weakref import WeakSet
 
 _TRACE_LEVEL = 5
+# They show URLs with queries, which may be signed, and whole headers.
+_TELLTALES = ("httpx2", "httpcore2", "uvicorn.asgi")
 
 # How long a line may wait for others.
 _DELAY_SECONDS = 0.02
@@ -169,7 +171,10 @@ def _flush_all() -> None:
 
 
 def log_to_stderr(level: str, *, is_json: bool = False) -> None:
-    """Our own log at `level`; libraries only from warnings on, unless everything is wanted."""
+    """Our own log at `level`; libraries only from warnings on, unless everything is wanted.
+
+    Those that would quote what a client sent are kept to warnings even then.
+    """
     # None of these is shown, and each costs a look-up a line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.addLevelName(_TRACE_LEVEL, "TRACE")
@@ -179,6 +184,8 @@ def log_to_stderr(level: str, *, is_json: bool = False) -> None:
         level=number if number <= logging.DEBUG else max(number, logging.WARNING),
     )
     logging.getLogger("hilbert").setLevel(number)
+    for name in _TELLTALES:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def without_message(error: BaseException) -> RuntimeError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cli_house import Server, hilbert
+from cli_house import Server, hilbert, served_folder
 
 from hilbert.logs import LineHandler
 
@@ -21,6 +22,34 @@ NO_RUNTIME = [
     "spawn.prestart = lambda factory=None, preload=(): make('operator:add', preload)\n"
     "from hilbert.cli import main; sys.exit(main())",
 ]
+
+
+FETCHES = """
+import asyncio, sys
+from hilbert.logs import log_to_stderr
+from hilbert.processors.fetch import ByteBudget, Fetcher, FetchSettings
+log_to_stderr("trace")
+
+async def main():
+    fetcher = Fetcher(FetchSettings(private_hosts=frozenset({"localhost"})))
+    assert await fetcher.fetch(sys.argv[1], ByteBudget(100)) == b"room"
+    await fetcher.aclose()
+
+asyncio.run(main())
+"""
+
+
+def test_no_level_tells_what_a_client_sent(static: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("room")
+    with served_folder(tmp_path) as site:
+        asked = [sys.executable, "-c", FETCHES, f"{site}/a.txt?sig=dawn"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    server = Server(("serve", "-m", static, "--log-level", "trace", "--port", "0"), {}, True)
+    reply = server.post(["dawn"], route="/v1/embeddings?q=dawn", headers={"x-api-key": "dawn"})
+    assert reply.status_code == 200 and server.stop() == 0
+    assert "TRACE" in "".join(server.errors)  # it does say everything else
+    assert "dawn" not in done.stderr + "".join(server.errors)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
