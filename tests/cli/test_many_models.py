@@ -331,6 +331,10 @@ def test_config_check_asks_the_models_own_files(tmp_path, capsys) -> None:
     ):
         file.write_text(f"models: [{{id: {own}, {entry}}}]")
         assert words in check("--config", str(file))
+    assert "folder '~nobody-of-this-name/model', which is not there" in check(
+        "-m", "~nobody-of-this-name/model"
+    )
+    assert "keys_file (--keys-file) names the file '~/a'" in check("-m", str(own), "--keys-file", "~/a")
     assert "--max-body-bytes" in (said := check("--max-body-bytes", "20")) and "1000" in said
     file.write_text(f"models: [{{id: {own}, default_prompt_name: query}}]")
     assert main(["config", "check", "--config", str(file)]) == 0

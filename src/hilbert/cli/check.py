@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from hilbert.cli.runtime import is_on_this_machine, resolve_model
 from hilbert.config import ServerSettings
@@ -30,7 +30,7 @@ def _missing(settings: ServerSettings) -> Iterator[str]:
             yield f"models[{index}].id (--model-id) names the folder {model.model_id!r}, which is not there"
     for name in _FILES:
         path: str = getattr(settings, name)
-        if path and not Path(path).expanduser().is_file():
+        if path and not os.path.isfile(path):
             yield f"{name} (--{name.replace('_', '-')}) names the file {path!r}, which is not there"
 
 

@@ -92,10 +92,16 @@ class ConfigWatch:
                 )
             needs_restart = await self._roster.apply(settings)
             self._names_models = still_names_models
-        except (BadSetting, ServingError, ValueError) as error:
-            state.error = str(error)
+        except Exception as error:  # whatever it is: the next edit must find somebody who looks
+            is_expected = isinstance(error, BadSetting | ServingError | ValueError)
+            state.error = str(error) if is_expected else f"{type(error).__name__}: {error}"
             state.num_refused += 1
-            logger.error("the edit of %s is refused, everything stays as it was: %s", state.path, error)
+            logger.error(
+                "the edit of %s is refused, everything stays as it was: %s",
+                state.path,
+                state.error,
+                exc_info=None if is_expected else error,
+            )
             return
         state.num_applied += 1
         state.error, state.applied_at, state.needs_restart = None, time.time(), tuple(needs_restart)
