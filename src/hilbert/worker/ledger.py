@@ -74,10 +74,6 @@ class Ledger:
         """Whether anything is not in the worker."""
         return bool(self._waiting or self._suspects)
 
-    def is_inside(self, request_id: int) -> bool:
-        """Whether the worker has it."""
-        return request_id in self._inside
-
     def enter(self, request_id: int, model: int, ready: Container[int]) -> bool:
         """Take a new request in. True: send it now; False: `next_to_send` will name it."""
         entry = _Entry(model)
