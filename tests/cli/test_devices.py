@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from gpu_runtimes import CONTEXT, LONG, MB, OTHERS, TOTAL
@@ -15,6 +16,7 @@ from hilbert.cli.roster import Roster
 from hilbert.config import ModelSettings, ServerSettings
 from hilbert.core import EmbedRequest, Task
 from hilbert.models.residency import UNKNOWN_BYTES
+from hilbert.runtimes.memory import DeviceMemory
 from hilbert.testing.models import tiny_model
 from hilbert.worker.spawn import prestart
 
@@ -73,6 +75,30 @@ def test_models_of_a_gpu_share_its_memory_and_not_the_machines(settings: ServerS
             await fleet.close()
 
     asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_a_first_model_may_come_to_a_device_while_the_others_are_read(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics are read in a thread."""
+    memory = DeviceMemory(used_bytes=1, total_bytes=2)
+
+    class Lost(SimpleNamespace):
+        @property
+        def pid(self) -> None:
+            supervisors[f"cuda:{len(supervisors)}"] = self
+
+        @property
+        def device(self) -> DeviceMemory:
+            _ = self.pid
+            return memory
+
+    fleet = WorkerFleet(settings, None, lambda *batch: None)
+    supervisors = {"cpu": Lost(num_restarts=3)}
+    monkeypatch.setattr(fleet, "_supervisors", supervisors)
+    assert [worker.num_restarts for worker in fleet.workers()] == [3]
+    assert [reading.device for reading in fleet.devices()] == ["cpu", "cuda:1"]
+    assert fleet.used_bytes() == 0
 
 
 def test_status_says_what_each_device_has() -> None:

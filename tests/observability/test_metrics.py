@@ -29,6 +29,21 @@ def test_histograms_count_as_prometheus_does():
     assert ours.sum == registry.get_sample_value("x_sum")
 
 
+class Growing(dict[str, int]):
+    """What the event loop adds to while another thread reads it."""
+
+    def items(self):
+        for item in super().items():
+            self["new"] = 1
+            yield item
+
+
+def test_requests_are_counted_while_the_page_is_written():
+    metrics = ModelMetrics("m", has_tei_names=True)
+    metrics.tei.failures = Growing(overloaded=1)
+    assert b'te_request_failure{err="overloaded"} 1' in tei_lines([metrics])
+
+
 def test_batches_are_counted_from_any_thread():
     metrics = ModelMetrics("m")
     stats = BatchStats(3, 100, 0.0, 0.0, 0.0, 0.25, False, "", 0, 0, num_padding_tokens=100)

@@ -134,7 +134,7 @@ class WorkerFleet:
 
     def used_bytes(self) -> int:
         """See `Fleet`."""
-        pids = [supervisor.pid for supervisor in self._supervisors.values()]
+        pids = [supervisor.pid for supervisor in list(self._supervisors.values())]
         if self._first is not None:
             pids.append(self._first.pid)
         return sum(resident_bytes(pid) for pid in pids if pid is not None)
@@ -148,14 +148,14 @@ class WorkerFleet:
         """See `Fleet`."""
         return [
             WorkerReading(device, 0 if s.pid is None else resident_bytes(s.pid), s.num_restarts)
-            for device, s in self._supervisors.items()
+            for device, s in list(self._supervisors.items())  # asked from a thread, as the metrics are
         ]
 
     def devices(self) -> list[DeviceReading]:
         """See `Fleet`."""
         return [
             DeviceReading(device, s.device.used_bytes, s.device.total_bytes)
-            for device, s in self._supervisors.items()
+            for device, s in list(self._supervisors.items())
             if s.device.total_bytes
         ]
 

@@ -107,7 +107,7 @@ def tei_lines(models: Iterable[ModelMetrics]) -> bytes:
     )  # fmt: skip
     failures: dict[str, int] = {}
     for tei in all_tei:
-        for name, count in tei.failures.items():
+        for name, count in dict(tei.failures).items():  # asked from a thread, while requests are counted
             failures[name] = failures.get(name, 0) + count
     text.numbers("te_request_failure", "counter", "Requests that failed, by reason.", "err", failures)
     kinds: tuple[Kind, Kind] = ("embed", "predict")
