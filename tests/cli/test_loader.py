@@ -1,8 +1,9 @@
-"""What the loader leaves behind when a model cannot be served after all."""
+"""What is left behind when a model cannot be served after all."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from hilbert import hub
+from hilbert.cli.fleet import LocalFleet
 from hilbert.cli.loader import ModelLoader
+from hilbert.cli.roster import Roster
 from hilbert.config import ModelSettings, ServerSettings
-from hilbert.errors import WeightMismatch
+from hilbert.errors import ModelUnavailable, WeightMismatch
 from hilbert.models import Entry, Resident
 from hilbert.scheduler import Admission
 from hilbert.testing.models import tiny_model
@@ -53,5 +56,37 @@ def test_an_engine_whose_model_cannot_be_served_is_given_back(tmp_path: Path) ->
         assert not fleet.loaded
         table.write_bytes(whole)
         assert (await loader.load(entry, hub.resolve(str(folder)))).name == "m" and fleet.loaded
+
+    asyncio.run(scene())
+
+
+def test_an_edit_leaves_the_metrics_to_whom_they_are_about(tmp_path: Path) -> None:
+    folder = tiny_model("static", tmp_path / "model")
+    before = ModelSettings(model_id=str(folder), served_model_name="m")
+    settings = ServerSettings(models=(before,), cache_dir=str(tmp_path / "cache"))
+    after = dataclasses.replace(before, max_batch_tokens=512)
+    missing = ModelSettings(model_id=str(tmp_path / "missing"))
+
+    async def scene() -> None:
+        fleet = LocalFleet(settings, lambda *batch: None)
+        roster = Roster(settings, fleet)
+        try:
+            roster.begin()
+            await roster.until_started()
+            (old,) = roster.entries
+            metrics, labels = old.metrics, old.metrics.read_info()
+            assert metrics.read_ready() == 1 and labels["engine"]
+            with pytest.raises(ModelUnavailable):
+                await roster.apply(dataclasses.replace(settings, models=(after, missing)))
+            assert roster.entries == (old,) and old.is_ready
+            assert metrics.read_ready() == 1 and metrics.read_info() == labels
+            await roster.apply(dataclasses.replace(settings, models=(after,)))
+            (new,) = roster.entries
+            assert new is not old and new.metrics is metrics and metrics.read_ready() == 1
+            await old.memory.unload(new)
+            assert metrics.read_ready() == 0
+        finally:
+            await roster.close()
+            await fleet.close()
 
     asyncio.run(scene())

@@ -96,7 +96,11 @@ class Roster:
             self.settings = before
             for entry in made:
                 await self._retire(entry)
+            for entry in by_name.values():
+                entry.observe()
             raise
+        for entry in made:
+            entry.observe()
         if budget != residency.budget_bytes:
             residency.set_budget(budget)
         for memory in self._memories.values():
@@ -228,6 +232,8 @@ class Roster:
             resident=Resident(key, 0, is_pinned=model.pin, is_kept=model.preload),
             memory=memory,
         )
+        if predecessor is not None:
+            predecessor.observe()  # it answers until the new one takes over
         self.loader.models[key] = model
         self._entries[key] = entry
         memory.add(entry)
