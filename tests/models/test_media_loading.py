@@ -156,6 +156,28 @@ def test_where_nothing_is_fetched() -> None:
     run(story)
 
 
+def test_a_client_that_could_not_be_made_is_made_for_the_next_url() -> None:
+    failures = [OSError("too many open files"), OSError("too many open files")]
+
+    def make() -> Fetcher:
+        if failures:
+            raise failures.pop()
+        return Fetcher(FetchSettings(private_hosts=frozenset({"127.0.0.1"})))
+
+    async def story() -> None:
+        async with pages() as (base, _):
+            loader = MediaLoader(make)
+            with pytest.raises(OSError, match="too many"):
+                await loader.load([image(f"{base}/5")])
+            await loader.aclose()
+            with pytest.raises(OSError, match="too many"):
+                await loader.load([image(f"{base}/5")])
+            assert await loader.load([image(f"{base}/5")]) == (Media(Modality.IMAGE, b"xxxxx"),)
+            await loader.aclose()
+
+    run(story)
+
+
 def test_one_request_leaves_connections_to_others_and_gives_up_when_cancelled() -> None:
     async def story() -> None:
         async with pages(0.2) as (base, asked):

@@ -88,14 +88,21 @@ class MediaLoader:
     async def _open(self) -> Fetcher:
         if self._make_fetcher is None:
             raise MediaError("URLs are not fetched here (--no-fetch-urls); send the content as a data URI.")
-        if self._fetcher is None:
+        if self._fetcher is None or _has_failed(self._fetcher):
             self._fetcher = asyncio.ensure_future(offload(self._make_fetcher))
         return await asyncio.shield(self._fetcher)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        if self._fetcher is not None:
-            await (await self._fetcher).aclose()
+        if self._fetcher is None:
+            return
+        await asyncio.wait([self._fetcher])
+        if not _has_failed(self._fetcher):
+            await self._fetcher.result().aclose()
+
+
+def _has_failed(task: asyncio.Task[Fetcher]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def is_url(text: str) -> bool:
