@@ -351,6 +351,15 @@ def test_hub_out_of_reach_names_what_the_cache_holds(hub: StandInHub, client: Cl
     assert "commit" in client.run(revision="v1", env={"HF_HUB_OFFLINE": "1"})
 
 
+def test_a_cache_that_cannot_be_written(hub: StandInHub, client: Client, model: Path, tmp_path: Path) -> None:
+    hub.add("org/tiny", model)
+    (tmp_path / "file").write_text("no folder")
+    refused = client.run(cache_dir=str(tmp_path / "file" / "cache"))
+    assert refused["error"] == "ModelUnavailable"
+    for word in ("org/tiny", "cannot be written", "Not a directory", "HF_HUB_CACHE"):
+        assert word in refused["message"], refused["message"]
+
+
 def test_a_cache_that_others_filled_serves_offline(hub: StandInHub, client: Client, model: Path) -> None:
     """An older client writes no list of files: the hub is asked, and where it cannot be, the files serve."""
     hub.add("org/tiny", model)

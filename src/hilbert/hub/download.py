@@ -110,6 +110,11 @@ def _translate(error: Exception, wanted: _Wanted, num_tries: int) -> ModelUnavai
             f"The disk is full while downloading {model_id}. Free some space, or set HF_HUB_CACHE to a "
             "folder on another disk; what was downloaded is kept."
         )
+    if isinstance(error, OSError) and error.filename is not None:  # no socket has one
+        return ModelUnavailable(
+            f"{model_id} cannot be written to {wanted.cache_dir}: {error.strerror} ({error.filename}). Set "
+            "HF_HUB_CACHE to a folder that can be written."
+        )
     if "RevisionNotFoundError" in names:
         return NotOnHub(
             f"{model_id} has no revision {revision!r} on {hub}. Give a branch, tag or commit with --revision."
@@ -240,7 +245,7 @@ def download(
     Raises:
         NotOnHub: unknown id or revision, private or gated.
         HubOutOfReach: offline, unreachable, rate limited, or a transfer that breaks again and again.
-        ModelUnavailable: the disk is full.
+        ModelUnavailable: the disk is full, or the cache cannot be written.
         ModelError: a file name leaves the repository.
         MissingDependency: the hub's client is not installed.
     """
