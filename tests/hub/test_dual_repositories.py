@@ -11,6 +11,7 @@ import pytest
 from hilbert.core import AudioProcessing, ImageProcessing, Modality, Task, tasks_of
 from hilbert.errors import ModelError
 from hilbert.hub import resolve
+from hilbert.hub.files import MAX_JSON_BYTES
 from hilbert.hub.towers import read_dual
 from hilbert.testing.towers import tiny_dual
 
@@ -91,6 +92,20 @@ def test_contradictions(
     config = {"model_type": "clip", **config}
     with pytest.raises(ModelError, match=reason):
         read_dual(write(tmp_path, config=config, preprocessor_config=processor), config)
+
+
+def test_the_padding_of_a_large_tokenizer(tmp_path: Path) -> None:
+    tokenizer = {"model": "x" * MAX_JSON_BYTES, "added_tokens": [{"id": 7, "content": "<pad>"}]}
+    folder = write(
+        tmp_path,
+        config={"model_type": "siglip"},
+        tokenizer_config={"pad_token": "<pad>"},
+        tokenizer=tokenizer,
+    )
+    assert read_dual(folder, {"model_type": "siglip"}).text.padding_id == 7
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="'<pad>' has no id there, nor in tokenizer"):
+        read_dual(folder, {"model_type": "siglip"})
 
 
 def test_clap_whose_files_disagree_on_fusion(tmp_path: Path) -> None:

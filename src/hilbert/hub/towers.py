@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hilbert.core import (
     AudioProcessing,
     ImageProcessing,
@@ -61,6 +63,12 @@ _IMAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _POOLING = {"clip": PoolingMode.LAST, "siglip": PoolingMode.LAST, "clap": PoolingMode.CLS}
+
+
+class _Tokenizer(msgspec.Struct):
+    """The part of tokenizer.json that is needed; the rest (SigLIP 2: 34 MB) is skipped unread."""
+
+    added_tokens: list[dict[str, Any]] = []
 
 
 @dataclass(frozen=True)
@@ -197,13 +205,21 @@ def _padding_id(folder: Path, tokenizer: dict[str, Any]) -> int:
         for number, entry in listed.items():
             if isinstance(entry, dict) and entry.get("content") == token and str(number).isdigit():
                 return int(number)
-    for entry in read_object(folder / "tokenizer.json").get("added_tokens") or ():
-        if isinstance(entry, dict) and entry.get("content") == token and isinstance(entry.get("id"), int):
+    for entry in _added_tokens(folder):
+        if entry.get("content") == token and isinstance(entry.get("id"), int):
             return int(entry["id"])
     raise ModelError(
         f"{folder / 'tokenizer_config.json'}: the padding token {token!r} has no id there, nor in "
         "tokenizer.json."
     )
+
+
+def _added_tokens(folder: Path) -> list[dict[str, Any]]:
+    try:
+        data = (folder / "tokenizer.json").read_bytes()
+        return msgspec.json.decode(data, type=_Tokenizer).added_tokens
+    except (OSError, msgspec.MsgspecError):
+        return []
 
 
 def _image_tower(family: str, folder: Path, vision: dict[str, Any]) -> Tower:
