@@ -222,7 +222,7 @@ def test_all_kinds_of_vector_of_one_model(tmp_path, cache):
         for outputs in ({"dence"}, set(), {"logits"}):
             with pytest.raises(InvalidInput, match="dense, sparse, multivector"):
                 model.encode(texts, outputs)
-        for ignored in ({"normalize": True}, {"dimensions": 3}):
+        for ignored in ({"normalize": True}, {"dimensions": 3}, {"dimensions": 0}):
             with pytest.raises(InvalidInput, match="no meaning for sparse vectors"):
                 model.embed_sparse(texts, **ignored)
 

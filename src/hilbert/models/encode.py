@@ -48,9 +48,9 @@ class EncodeWork:
         """See `Work`."""
         self._facts.require(self.outputs)
         self._facts.check_modalities(self._request.inputs)
-        self._facts.check_dimensions(self._request.dimensions, self.outputs)
         if self.outputs == _SPARSE_ONLY:
             self._check_sparse()
+        self._facts.check_dimensions(self._request.dimensions, self.outputs)
 
     def _check_sparse(self) -> None:
         """Refuse what changes vectors of another kind and would be ignored here."""
