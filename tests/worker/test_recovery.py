@@ -286,15 +286,27 @@ class TestGivingUp:
         await until(lambda: house.model.health is Health.READY, "it goes on trying")
         await house.embed([1])
 
-    async def test_no_process_can_be_started(self, open_house, monkeypatch):
-        from hilbert.worker import supervisor
+    @pytest.mark.parametrize("scarce", ["processes", "threads"])
+    async def test_no_process_can_be_started(self, open_house, monkeypatch, scarce):
+        from hilbert.worker import spawn, supervisor
 
         house = await open_house(max_fast_failures=3, slow_retry_seconds=0.2)
+        await house.embed([1])  # it was useful, and it lived long enough to be no failure itself
+        monkeypatch.setattr(supervisor, "_STABLE_SECONDS", 0.0)
+
+        tries = []
 
         def fail(*_):
+            tries.append(None)
+            assert len(tries) < 100, "it tries without a pause, and nobody else gets a word in"
+            if scarce == "threads":
+                raise RuntimeError("can't start new thread")
             raise BlockingIOError(11, "Resource temporarily unavailable")
 
-        monkeypatch.setattr(supervisor, "prestart", fail)
+        if scarce == "threads":
+            monkeypatch.setattr(spawn.WorkerProcess, "watch", fail)
+        else:
+            monkeypatch.setattr(supervisor, "prestart", fail)
         os.kill(house.pid, signal.SIGKILL)
         await until(lambda: house.model.health is Health.FAILED, "it gives up")
         monkeypatch.undo()

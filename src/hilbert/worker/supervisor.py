@@ -304,28 +304,37 @@ class Supervisor:
 
     async def _live(self) -> End:
         """The life of one worker."""
-        settings = self._settings
-        process, self._first = self._first, None
-        if process is None:
-            try:
-                process = prestart(settings.runtime_factory, settings.preload)
-            except OSError as error:
-                return End(Loss.CRASHED, f"it cannot be started: {error}", frozenset(), monotonic())
-        self._pid = process.pid
-        link = Link(
-            process,
-            lambda frame: self._on_frame(link, frame),
-            self._on_pong,
-            min(settings.worker_timeout_seconds / _PINGS_PER_LIMIT, _MAX_PING_SECONDS),
-            settings.start_seconds,
-            settings.exit_seconds,
-        )
+        self._lived_seconds = None
+        try:
+            link = self._begin_life()
+        except (OSError, RuntimeError) as error:  # no file, no memory, no process, no thread is left
+            return End(Loss.CRASHED, f"it cannot be started: {error}", frozenset(), monotonic())
         try:
             return await link.live()
         finally:
             self._lived_seconds = None if link.ready_at is None else monotonic() - link.ready_at
             self._pid = None
             self._desk.leave_worker()
+
+    def _begin_life(self) -> Link:
+        settings = self._settings
+        process, self._first = self._first, None
+        if process is None:
+            process = prestart(settings.runtime_factory, settings.preload)
+        try:
+            link = Link(
+                process,
+                lambda frame: self._on_frame(link, frame),
+                self._on_pong,
+                min(settings.worker_timeout_seconds / _PINGS_PER_LIMIT, _MAX_PING_SECONDS),
+                settings.start_seconds,
+                settings.exit_seconds,
+            )
+        except RuntimeError:
+            process.close()
+            raise
+        self._pid = process.pid
+        return link
 
     def _after_loss(self, end: End) -> None:
         """Blame somebody for it, and tell the owner."""
