@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import prometheus_client
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as Reference
 
 from hilbert.engine.stats import BatchStats
 from hilbert.errors import Overloaded
-from hilbert.observability.metrics import TABLE, Histogram, ModelMetrics
+from hilbert.observability.metrics import TABLE, Histogram, Metrics, ModelMetrics
 from hilbert.observability.tei import tei_lines
 
 
@@ -57,6 +58,18 @@ def test_batches_are_counted_from_any_thread():
     assert metrics.batch_tokens.sum == 800_000 and metrics.batch_sequences.sum == 24_000
     assert metrics.num_padding_tokens == 800_000 and metrics.padding_ratio.sum == 4000
     assert metrics.inference_seconds.cumulative()[-1] == ("+Inf", 8000.0)
+
+
+def test_first_scrapes_at_the_same_time_are_whole(monkeypatch):
+    metrics, pages = Metrics(), []
+
+    def slowly(registry):  # while one thread is here, another is asked
+        monkeypatch.undo()
+        pages.append(metrics.expose())
+
+    monkeypatch.setattr(prometheus_client, "PlatformCollector", slowly)
+    pages.append(metrics.expose())
+    assert len(pages) == 2 and all(b"hilbert_ready" in page for page in pages)
 
 
 def test_the_page_lists_every_metric():

@@ -351,12 +351,14 @@ class Metrics:
         """All metrics in Prometheus' text format; the first call imports `prometheus_client`."""
         from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 
-        if self._registry is None:
-            self._registry = CollectorRegistry()
-            ProcessCollector(registry=self._registry)
-            PlatformCollector(registry=self._registry)
-            self._registry.register(self)
-        return generate_latest(self._registry) + tei_lines(list(self._read()))
+        registry = self._registry
+        if registry is None:
+            registry = CollectorRegistry()
+            ProcessCollector(registry=registry)
+            PlatformCollector(registry=registry)
+            registry.register(self)
+            self._registry = registry  # whole: another thread may be asked meanwhile
+        return generate_latest(registry) + tei_lines(list(self._read()))
 
     def collect(self) -> Iterator[PrometheusMetric]:
         """What `prometheus_client` asks a collector for."""
