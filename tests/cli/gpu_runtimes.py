@@ -46,6 +46,7 @@ def make(spec: ModelSpec, settings: RuntimeSettings) -> FakeRuntime:
     assert settings.device == "cuda", settings
     cuda = SimpleNamespace(
         is_initialized=lambda: True,
+        empty_cache=lambda: None,
         memory_reserved=lambda device: sum(_held.values()),
         mem_get_info=lambda device: (TOTAL - OTHERS - CONTEXT - sum(_held.values()), TOTAL),
     )

@@ -11,6 +11,7 @@ import pytest
 import worker_runtimes as danger
 from worker_house import PATIENCE, spec, until
 
+from hilbert.config.machine import resident_bytes
 from hilbert.engine import EngineLimits, Health
 from hilbert.errors import (
     EngineError,
@@ -161,6 +162,12 @@ class TestModels:
         with pytest.raises(ShuttingDown):
             await house.embed([1], model=big)
         await house.embed([2])
+
+    async def test_a_load_that_fails_gives_memory_back(self, house):
+        before = resident_bytes(house.pid)
+        with pytest.raises(UnsupportedArchitecture, match="200000 pieces"):
+            await house.load("bad", fail_after_bytes=200_000_000)
+        assert resident_bytes(house.pid) < before + 50_000_000
 
     async def test_unloaded_while_it_is_traced(self, house, tmp_path):
         traced = tmp_path / "traced"

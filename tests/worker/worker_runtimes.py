@@ -65,6 +65,9 @@ def make(spec: ModelSpec, settings: RuntimeSettings) -> DangerousRuntime:
         trace_when(spec, Path(path))
     if path := config.get("start_child"):
         Path(path).write_text(str(subprocess.Popen(["sleep", "1000"]).pid))
+    if size := config.get("fail_after_bytes"):
+        pieces = [os.urandom(1000) for _ in range(size // 1000)]
+        raise UnsupportedArchitecture(f"{len(pieces)} pieces are not what was expected")
     if size := config.get("allocate_bytes"):
         np.ones(size, np.uint8)
     runtime = DangerousRuntime(

@@ -18,7 +18,8 @@ from hilbert.core import SPAN_COLUMNS, Batch, BatchOutput, ModelSpec, OutputType
 from hilbert.core.request import FloatArray
 from hilbert.errors import InvalidInput, UnsupportedArchitecture, WeightMismatch, in_short
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
-from hilbert.runtimes.torch_device import bound_threads, device_errors, leave, pick_device
+from hilbert.runtimes.memory import give_device_memory_back
+from hilbert.runtimes.torch_device import bound_threads, device_errors, pick_device
 
 
 @dataclass(slots=True)
@@ -89,9 +90,8 @@ class GlinerRuntime:
 
     def close(self) -> None:
         """Release the model and the device's cached memory."""
-        device = self._model.device
         del self._model
-        leave(device)
+        give_device_memory_back()
 
     def _spans(self, each: _Pass) -> list[FloatArray]:
         query = each.query

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,26 @@ def device_memory(devices: Iterable[str]) -> DeviceMemory:
         Zeros where there is none, or where torch does not compute there.
     """
     device = next((name for name in devices if name.startswith("cuda")), "")
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    is_initialized = getattr(cuda, "is_initialized", None)  # torch may be half imported by another thread
-    if not device or cuda is None or is_initialized is None or not is_initialized():
+    cuda = _cuda()
+    if not device or cuda is None:
         return DeviceMemory()
     free, total = cuda.mem_get_info(device)
     return DeviceMemory(total - free, total, cuda.memory_reserved(device))
+
+
+def give_device_memory_back() -> None:
+    """Return what torch keeps for later of devices with their own memory.
+
+    Nobody else can have it, and it counts as held. What of a model is garbage is collected first.
+    """
+    cuda = _cuda()
+    if cuda is not None:
+        gc.collect()
+        cuda.empty_cache()
+
+
+def _cuda() -> Any:
+    """``torch.cuda`` where this process computes on it, else None."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    is_initialized = getattr(cuda, "is_initialized", None)  # torch may be half imported by another thread
+    return cuda if is_initialized is not None and is_initialized() else None

@@ -26,9 +26,10 @@ from hilbert.core.request import FloatArray
 from hilbert.errors import InvalidInput, UnsupportedArchitecture, in_short
 from hilbert.programs.choose import unseen_id
 from hilbert.runtimes.base import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, RuntimeInfo, RuntimeSettings
+from hilbert.runtimes.memory import give_device_memory_back
 from hilbert.runtimes.outputs import max_batch_sequences
 from hilbert.runtimes.packing import IndexArray, without_trailing
-from hilbert.runtimes.torch_device import bound_threads, device_errors, leave
+from hilbert.runtimes.torch_device import bound_threads, device_errors
 
 # What each class leaves behind its last module, and what that is served as.
 _RESULTS = {
@@ -153,10 +154,9 @@ class SentenceTransformersRuntime:
 
     def close(self) -> None:
         """Release the model and the device's cached memory."""
-        device = self._model.device
         del self._model
         del self._chain
-        leave(device)
+        give_device_memory_back()
 
     def _seen(self, pixels: FloatArray) -> dict[str, Any]:
         """What the model's own processor makes of an image, ``[3, H, W]`` from 0 to 255."""

@@ -1,8 +1,7 @@
-"""What every runtime on torch does with its device: pick it, bound its threads, name its errors, leave it."""
+"""What every runtime on torch does with its device: pick it, bound its threads, name its errors."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,13 +62,6 @@ def device_errors() -> Iterator[None]:
         if "can't allocate memory" in str(error):
             raise OutOfMemory(_first_line(error)) from error
         raise
-
-
-def leave(device: torch.device) -> None:
-    """Give back what torch keeps for later of a device, once nothing refers to the model."""
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def _first_line(error: Exception) -> str:

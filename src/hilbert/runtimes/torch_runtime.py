@@ -26,9 +26,10 @@ from hilbert.runtimes.base import (
     RuntimeInfo,
     RuntimeSettings,
 )
+from hilbert.runtimes.memory import give_device_memory_back
 from hilbert.runtimes.outputs import SERVED_AS, OutputBuilder, max_batch_sequences, served_outputs
 from hilbert.runtimes.packing import NUM_GROUPS, PackedBatch, pack, pack_groups, without_trailing
-from hilbert.runtimes.torch_device import bound_threads, device_errors, leave, pick_device
+from hilbert.runtimes.torch_device import bound_threads, device_errors, pick_device
 from hilbert.runtimes.torch_quantized import FP8_CAPABILITY, quantize_linears
 from hilbert.runtimes.towers import Stack, placed, take_apart
 
@@ -177,7 +178,7 @@ class TorchRuntime:
         """Release the weights and the device's cached memory."""
         del self._graph
         self._towers.clear()
-        leave(self._device)
+        give_device_memory_back()
 
     def _parts(self, texts: tuple[Sequence, ...]) -> list[PackedBatch]:
         sequences = without_trailing(texts, self._trailing_id)

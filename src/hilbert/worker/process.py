@@ -24,6 +24,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 import hilbert
 from hilbert.config.machine import give_memory_back, resident_bytes
 from hilbert.core import Batch, BatchOutput, ModelSpec, Output, Request
@@ -31,7 +33,7 @@ from hilbert.engine import BatchStats, Device, Engine, has_rows, start_engine
 from hilbert.errors import EngineError, ServingError, ShuttingDown, WorkerLost
 from hilbert.logs import log_to_stderr
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
-from hilbert.runtimes.memory import DeviceMemory, device_memory
+from hilbert.runtimes.memory import DeviceMemory, device_memory, give_device_memory_back
 from hilbert.worker.answers import encode_result
 from hilbert.worker.frames import (
     BatchReport,
@@ -343,11 +345,9 @@ class Worker:
 
     def _load(self, order: Load) -> None:
         began = monotonic()
-        if order.model in self._dropped:  # while its trace was waited for
-            self._settle(order.model)
-            self._answer_load(order, ShuttingDown(f"model {order.key} was unloaded before it was there"))
-            return
         try:
+            if order.model in self._dropped:  # while its trace was waited for
+                raise ShuttingDown(f"model {order.key} was unloaded before it was there")
             runtime = WatchedRuntime(
                 self._make_runtime(decode_spec(order), order.settings), self._journal, self._free_lanes
             )
@@ -359,14 +359,15 @@ class Worker:
         except Exception as error:
             if not isinstance(error, ServingError):
                 logger.exception("%s cannot be loaded", order.key)
-            self._settle(order.model)
-            self._answer_load(order, error)
-            return
-        self._models[order.model] = _Model(engine, runtime)
-        logger.info("worker %d has loaded %s in %.2f s", os.getpid(), order.key, monotonic() - began)
-        self._channel.send(
-            encode(Kind.LOADED, Loaded(order.model, info=runtime.info, device=self._device_memory()))
-        )
+            answer = Loaded(order.model, error=encode_error(error))
+        else:
+            self._models[order.model] = _Model(engine, runtime)
+            answer = Loaded(order.model, info=runtime.info)
+            logger.info("worker %d has loaded %s in %.2f s", os.getpid(), order.key, monotonic() - began)
+        if answer.error is not None:
+            _give_memory_back()  # nothing refers to it any more, the error is gone
+        answer = msgspec.structs.replace(answer, device=self._device_memory())
+        self._channel.send(encode(Kind.LOADED, answer))
         if self._settle(order.model):
             self._drop(order.model)
 
@@ -376,9 +377,6 @@ class Worker:
         self._traced.discard(number)
         self._dropped.discard(number)
         return was_dropped
-
-    def _answer_load(self, order: Load, error: Exception) -> None:
-        self._channel.send(encode(Kind.LOADED, Loaded(order.model, error=encode_error(error))))
 
     def _start_engine(self, order: Load, runtime: WatchedRuntime) -> Engine[Any]:
         return start_engine(
@@ -402,8 +400,7 @@ class Worker:
             model.engine.stop()
             model.runtime.close()
             del model
-            gc.collect()
-            give_memory_back()
+            _give_memory_back()
 
     def _shut_down(self, order: Shutdown) -> None:
         deadline = monotonic() + order.drain_seconds
@@ -424,6 +421,12 @@ class Worker:
 
     def _device_memory(self) -> DeviceMemory:
         return device_memory(list(self._devices))
+
+
+def _give_memory_back() -> None:
+    gc.collect()
+    give_device_memory_back()
+    give_memory_back()
 
 
 class _fatal:

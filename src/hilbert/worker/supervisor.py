@@ -467,11 +467,11 @@ class Supervisor:
             self._traced.append(loaded.model)  # the next one is being built now
             self._order_held()
             return
+        self.device = loaded.device
         engine = self._by_number.get(loaded.model)
         if engine is not None:
             engine.num_lost_loads = 0
             if loaded.info is not None:
-                self.device = loaded.device
                 engine.loaded_info = loaded.info
                 engine.failure = None
                 if engine.state is not Health.DRAINING:
