@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 import hilbert
 from hilbert import Model
-from hilbert.errors import InputTooLong, InvalidInput, UnsupportedTask
+from hilbert.errors import InputTooLong, InvalidInput, UnsupportedTask, WeightMismatch
 from hilbert.models import local
 from hilbert.processors import text
 from hilbert.testing.models import tiny_model
@@ -88,6 +89,18 @@ def test_texts_that_are_too_long_for_one_request(model, monkeypatch):
     assert np.array_equal(model.embed([*TEXTS, *TEXTS]), np.concatenate([expected, expected]))
     monkeypatch.setattr(local, "_PIECE_CHARS", 1)
     assert np.array_equal(model.embed(TEXTS), expected)
+
+
+def test_a_model_that_cannot_be_made_leaves_no_threads(folder, monkeypatch):
+    def broken(*arguments: object) -> None:
+        assert any(thread.name.startswith(str(folder)) for thread in set(threading.enumerate()) - before)
+        raise WeightMismatch("a table of sparse queries that is none")
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(local, "ServedModel", broken)
+    with pytest.raises(WeightMismatch, match="that is none"):
+        Model(str(folder))
+    assert set(threading.enumerate()) <= before
 
 
 def test_an_error_in_a_long_list_names_its_place(model):

@@ -170,7 +170,12 @@ class Model:
         self._info = runtime.info
         # A caller in this process is not refused: it waits for itself only.
         admission = Admission(sys.maxsize, sys.maxsize)
-        self._served = ServedModel(spec.model_id, spec, processor, LocalEngine(running), admission)
+        try:
+            self._served = ServedModel(spec.model_id, spec, processor, LocalEngine(running), admission)
+        except BaseException:
+            running.stop()
+            runtime.close()
+            raise
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="hilbert-model", daemon=True)
         thread.start()
