@@ -228,6 +228,17 @@ def test_a_full_disk_says_so_whatever_a_library_says(
         fail()
 
 
+def test_the_cache_is_not_blamed_for_other_files_nor_for_processes(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"), store.building("key"):
+        (tmp_path.parent / "missing").read_bytes()
+    with pytest.raises(BlockingIOError), store.building("key"):  # no more processes
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    with pytest.raises(ModelError, match="cannot be written: Is a directory"), store.building("key") as work:
+        work.write_bytes(b"")
+
+
 def test_a_cache_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

@@ -156,6 +156,7 @@ class ArtifactStore:
 
         Raises:
             ModelError: the disk is full, or the cache folder cannot be written.
+            OSError: something else is wrong while it is built.
         """
         try:
             self._artifacts.mkdir(parents=True, exist_ok=True)
@@ -165,6 +166,8 @@ class ArtifactStore:
         try:
             yield work
         except OSError as error:
+            if self._is_elsewhere(error):
+                raise
             raise self._unwritable(error) from error
         except ModelError as error:  # a library may have its own words for a full disk
             if _is_full(work):
@@ -222,6 +225,13 @@ class ArtifactStore:
             if (lock := _lock(folder, is_patient=False)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)  # by name: one that was just published stays
                 _close(lock)
+
+    def _is_elsewhere(self, error: OSError) -> bool:
+        """Whether an error is about another file, or about what processes may have."""
+        named = error.filename
+        is_named = isinstance(named, str | bytes)
+        is_other_file = is_named and not Path(os.fsdecode(named)).is_relative_to(self._root)
+        return is_other_file or error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
     def _unwritable(self, error: OSError) -> ModelError:
         why = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
