@@ -100,7 +100,7 @@ def test_a_long_document_goes_through_the_model_in_windows(case) -> None:
     assert len(tokenizer(text)["input_ids"]) > 3 * 128 == 3 * model.spec.max_model_len
     (vectors,) = model.embed_chunks([chunks], input_type="document")
     assert np.abs(vectors - reference(folder, text, ends, PROMPT, 128)).max() < 1e-5
-    with pytest.raises(InputTooLong, match=r"input\[0\] has .* tokens; the model takes at most 128"):
+    with pytest.raises(InputTooLong, match=r"documents\[0\]\[0\] has .* tokens; the model takes at most 128"):
         model.embed_chunks([chunks], truncate=False)
 
 
@@ -126,8 +126,8 @@ def test_a_prompt_that_has_a_token_more_alone_leaves_the_first_chunk_its_own(tmp
 
 def test_what_cannot_be_chunked_is_refused(tmp_path: Path, case) -> None:
     _, model = case
-    with pytest.raises(InvalidInput, match=r"input\[1\] has no tokens of its own"):
-        model.embed_chunks([["a", "", "b"]])
+    with pytest.raises(InvalidInput, match=r"^documents\[1\]\[1\] has no tokens of its own"):
+        model.embed_chunks([["a"], ["a", "", "b"]])
     with pytest.raises(InvalidInput, match=r"room for -?\d+ of its 128 tokens; late chunking needs 8"):
         model.embed_chunks([["one more guest"] * 50], prompt="long " * 130)
     tiny_model("bert", tmp_path, pooling="cls")

@@ -48,7 +48,7 @@ from hilbert.errors import InvalidInput, MediaError, ServingError
 from hilbert.models.offload import offload_media
 from hilbert.models.served import ServedModel
 from hilbert.models.tokenizers import load_processor
-from hilbert.processors import token_array
+from hilbert.processors import called, token_array
 from hilbert.processors.images import MAX_REQUEST_PIXELS, count_pixels
 from hilbert.processors.media import MAX_REQUEST_BYTES
 from hilbert.processors.text import MAX_REQUEST_CHARS
@@ -449,7 +449,8 @@ class Model:
             if not chunks:
                 raise InvalidInput(f"documents[{index}] has no chunks.", param="documents", index=index)
             request = EmbedRequest(chunks, **options, chunks=(len(chunks),))
-            found.append(_dense(await self._served.encode(request)))
+            with called(f"documents[{index}]"):
+                found.append(_dense(await self._served.encode(request)))
         return found
 
     async def _encode(self, request: EmbedRequest) -> EncodeResult:
