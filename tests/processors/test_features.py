@@ -97,6 +97,17 @@ def test_bad_sounds(data: bytes, reason: str) -> None:
     assert "input[2]" in caught.value.message
 
 
+def test_a_short_sound_of_too_many_samples() -> None:
+    """A rate that nobody hears makes gigabytes of a file that is nearly empty."""
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", samplerate=655_350, channels=8, format="FLAC") as sound:
+        for _ in range(12):
+            sound.write(np.zeros((655_350, 8), np.int16))
+    assert len(file.getvalue()) < 1 << 20
+    with pytest.raises(MediaError, match=r"62,913,600 samples in all its channels at 655,350 Hz.*57,600,000"):
+        decode_audio(file.getvalue(), 8000, 2)
+
+
 def test_not_a_number_is_no_sound() -> None:
     file = io.BytesIO()
     soundfile.write(file, np.array([0, np.nan], np.float32), 8000, format="WAV", subtype="FLOAT")

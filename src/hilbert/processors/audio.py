@@ -20,8 +20,9 @@ from hilbert.errors import MediaError, MissingDependency
 
 DoubleArray = npt.NDArray[np.float64]
 
-# Ten minutes at 48 kHz are 115 MB decoded.
 MAX_SECONDS = 600
+# Ten minutes of stereo at 48 kHz are 230 MB decoded; silence at 655 kHz has a thousandth of that as a file.
+MAX_SAMPLES = 57_600_000
 MAX_CHANNELS = 16
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "MPEG")
 
@@ -54,6 +55,10 @@ def decode_audio(data: bytes, sampling_rate: int, index: int, max_seconds: float
             if frames > max_seconds * rate:
                 what = f"a sound of {frames / rate:,.0f} s; at most {max_seconds:g} s are taken"
                 raise _refused(index, what, "Cut it.")
+            if frames * channels > MAX_SAMPLES:
+                what = f"a sound of {frames * channels:,} samples in all its channels at {rate:,} Hz"
+                limit = f"At most {MAX_SAMPLES:,} are decoded: cut it, or take a lower rate."
+                raise _refused(index, what, limit)
             samples = file.read(frames, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         what = f"{len(data):,} bytes that cannot be read as a sound ({error.error_string})"
