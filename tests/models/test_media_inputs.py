@@ -6,7 +6,9 @@ import io
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from hilbert.core import Media, Modality
@@ -72,3 +74,12 @@ def test_a_dual_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(MediaError, match=r"input\[6\].*no image"):
             model.embed_image([picture()] * 6 + [b"broken"])
         assert model.embed_image([picture()] * 7).shape == (7, model.dimensions)
+
+
+def test_sounds_that_are_too_many_samples_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((800, 2), np.float32), 8000, format="WAV")
+    sound = Media(Modality.AUDIO, file.getvalue())
+    monkeypatch.setattr(local, "MAX_REQUEST_SAMPLES", 3200)
+    assert local._runs((sound,) * 5, 128, has_media=True) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert local._runs((sound,) * 5, 128) == [slice(0, 5)]

@@ -170,6 +170,23 @@ def test_a_request_may_have_so_many_images(monkeypatch: pytest.MonkeyPatch) -> N
     assert (sequence.request_id, sequence.index, sequence.num_tokens) == (7, 2, 5)
 
 
+def test_a_request_may_have_so_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "MAX_REQUEST_SAMPLES", 2 * 1600)
+
+    class Spec:
+        model_id = "m"
+        towers = (Tower(Modality.AUDIO, (1, 63, 64), 5, AudioProcessing(max_seconds=1)),)
+
+    processor = media.MediaProcessor(Spec())  # type: ignore[arg-type]  # all that is read of it
+    given = Media(Modality.AUDIO, wav(0.1, 8000, 2))
+    processor.check_together([given, "text", Media(Modality.AUDIO, b"broken"), given])
+    with pytest.raises(
+        MediaError, match=r"input\[3\]: .* sounds of the request have 4,800 samples"
+    ) as caught:
+        processor.check_together([given, "text", given, given])
+    assert caught.value.index == 3
+
+
 @pytest.mark.parametrize(
     ("tower", "ids"),
     [

@@ -49,8 +49,9 @@ from hilbert.models.offload import offload_media
 from hilbert.models.served import ServedModel
 from hilbert.models.tokenizers import load_processor
 from hilbert.processors import called, token_array
-from hilbert.processors.images import MAX_REQUEST_PIXELS, count_pixels
-from hilbert.processors.media import MAX_REQUEST_BYTES
+from hilbert.processors.audio import MAX_REQUEST_SAMPLES
+from hilbert.processors.images import MAX_REQUEST_PIXELS
+from hilbert.processors.media import MAX_REQUEST_BYTES, decoded_size
 from hilbert.processors.text import MAX_REQUEST_CHARS
 from hilbert.runtimes import load_runtime
 from hilbert.runtimes.base import Runtime, RuntimeInfo, RuntimeSettings
@@ -456,7 +457,7 @@ class Model:
     async def _encode(self, request: EmbedRequest) -> EncodeResult:
         inputs = request.inputs
         if self.spec.towers and any(isinstance(x, Media) for x in inputs):
-            runs = await offload_media(_runs, inputs, self._media_piece)
+            runs = await offload_media(_runs, inputs, self._media_piece, has_media=True)
         else:
             runs = _runs(inputs, _PIECE)
         if len(runs) == 1:
@@ -511,28 +512,26 @@ def _request(
     return EmbedRequest(_inputs(texts), **options, outputs=frozenset(map(OutputType, names)))
 
 
-def _runs(inputs: tuple[Input, ...], most: int) -> list[slice]:
-    """Pieces of so many inputs at most, whose characters and pixels are not more than one request may have.
+def _runs(inputs: tuple[Input, ...], most: int, *, has_media: bool = False) -> list[slice]:
+    """Pieces of so many inputs at most, which are not more together than one request may have.
 
-    Reads the headers of images.
+    Reads the headers of images and sounds where the model takes any.
     """
-    runs, start, num_chars, num_pixels = [], 0, 0, 0
+    runs, start = [], 0
+    num_chars = num_pixels = num_samples = 0
     for place, given in enumerate(inputs):
         chars = len(given) if isinstance(given, str) else 0
-        pixels = _num_pixels(given)
-        is_full = num_chars + chars > _PIECE_CHARS or num_pixels + pixels > MAX_REQUEST_PIXELS
+        pixels, samples = decoded_size(given) if has_media else (0, 0)
+        is_full = (
+            num_chars + chars > _PIECE_CHARS
+            or num_pixels + pixels > MAX_REQUEST_PIXELS
+            or num_samples + samples > MAX_REQUEST_SAMPLES
+        )
         if place - start == most or (is_full and place > start):
             runs.append(slice(start, place))
-            start, num_chars, num_pixels = place, 0, 0
-        num_chars += chars
-        num_pixels += pixels
+            start, num_chars, num_pixels, num_samples = place, 0, 0, 0
+        num_chars, num_pixels, num_samples = num_chars + chars, num_pixels + pixels, num_samples + samples
     return [*runs, slice(start, len(inputs))]
-
-
-def _num_pixels(given: Input) -> int:
-    if isinstance(given, Media) and given.modality is Modality.IMAGE:
-        return count_pixels(given.data)
-    return 0
 
 
 def _joined(pieces: AbstractSequence[EncodeResult]) -> EncodeResult:

@@ -23,12 +23,24 @@ DoubleArray = npt.NDArray[np.float64]
 MAX_SECONDS = 600
 # Ten minutes of stereo at 48 kHz are 230 MB decoded; silence at 655 kHz has a thousandth of that as a file.
 MAX_SAMPLES = 57_600_000
+# Of all sounds of a request together: they are decoded in ten seconds.
+MAX_REQUEST_SAMPLES = 8 * MAX_SAMPLES
 MAX_CHANNELS = 16
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "MPEG")
 
 # Frames whose spectrum is computed together: 16 MB at CLAP's window.
 _FRAMES_TOGETHER = 1024
 _FLOOR = 1e-10
+
+
+def count_samples(data: bytes) -> int:
+    """Samples in all channels as the file's header says; 0 for what `decode_audio` refuses anyway."""
+    soundfile, _ = _libraries()
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            return int(file.frames * file.channels)
+    except soundfile.LibsndfileError:
+        return 0
 
 
 def decode_audio(data: bytes, sampling_rate: int, index: int, max_seconds: float = MAX_SECONDS) -> FloatArray:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from hilbert.core import NO_IDS, ImageProcessing, Input, Media, MediaRef, Modality, ModelSpec, Sequence
 from hilbert.errors import InvalidInput, MediaError, UnsupportedTask
-from hilbert.processors.audio import audio_features, decode_audio
+from hilbert.processors.audio import MAX_REQUEST_SAMPLES, audio_features, count_samples, decode_audio
 from hilbert.processors.images import MAX_REQUEST_PIXELS, count_pixels, decode_image, image_features
 
 # Of features, per request: three quarters of a frame to the worker (worker/frames.py); 348 images of CLIP.
@@ -34,10 +34,11 @@ class MediaProcessor:
 
         Raises:
             InvalidInput: their features would not fit into one frame to the worker; the message says how many
-                are taken. Or the images have too many pixels in all.
+                are taken.
+            MediaError: the images have too many pixels in all, or the sounds too many samples.
         """
         inputs = list(inputs)
-        self._check_pixels(inputs)
+        self._check_decoded(inputs)
         num_bytes, given = 0, [x for x in inputs if isinstance(x, Media)]
         for media in given:
             tower = self._towers.get(media.modality)
@@ -50,19 +51,16 @@ class MediaProcessor:
                 param="input",
             )
 
-    def _check_pixels(self, inputs: list[Input]) -> None:
-        num_pixels = 0
+    def _check_decoded(self, inputs: list[Input]) -> None:
+        num_pixels = num_samples = 0
         for index, given in enumerate(inputs):
-            if not isinstance(given, Media) or given.modality is not Modality.IMAGE:
-                continue
-            num_pixels += count_pixels(given.data)
+            pixels, samples = decoded_size(given)
+            num_pixels += pixels
+            num_samples += samples
             if num_pixels > MAX_REQUEST_PIXELS:
-                raise MediaError(
-                    f"input[{index}]: with it the images of the request have {num_pixels:,} pixels; at most "
-                    f"{MAX_REQUEST_PIXELS:,} are decoded at once. Send fewer or smaller ones.",
-                    param="input",
-                    index=index,
-                )
+                raise _too_much(index, "images", f"{num_pixels:,} pixels", MAX_REQUEST_PIXELS)
+            if num_samples > MAX_REQUEST_SAMPLES:
+                raise _too_much(index, "sounds", f"{num_samples:,} samples", MAX_REQUEST_SAMPLES)
 
     def encode(self, media: Media, request_id: int, index: int) -> Sequence:
         """Decode one input.
@@ -95,3 +93,21 @@ class MediaProcessor:
             modality=tower.modality,
             num_feature_tokens=num_tokens,
         )
+
+
+def decoded_size(given: Input) -> tuple[int, int]:
+    """Pixels of an image and samples of a sound, as the header says; 0 for what is not one."""
+    if not isinstance(given, Media):
+        return 0, 0
+    if given.modality is Modality.IMAGE:
+        return count_pixels(given.data), 0
+    return 0, count_samples(given.data)
+
+
+def _too_much(index: int, kind: str, size: str, limit: int) -> MediaError:
+    return MediaError(
+        f"input[{index}]: with it the {kind} of the request have {size}; at most {limit:,} are decoded at "
+        "once. Send fewer or smaller ones.",
+        param="input",
+        index=index,
+    )
