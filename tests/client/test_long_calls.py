@@ -117,6 +117,15 @@ def test_retry_after_is_honoured_in_seconds_and_as_a_date(embed, server: Server)
     assert caught.value.retry_after_seconds == pytest.approx(3600, abs=5)
 
 
+@pytest.mark.parametrize("when", ["0", "-3", "nan", formatdate(0, usegmt=True)])
+def test_a_server_that_says_at_once_is_not_flooded(embed, server: Server, when: str) -> None:
+    """A date of a clock that is ahead of the server's means that, too."""
+    server.status, server.extra_headers, server.answer = 503, {"retry-after": when}, FULL
+    with pytest.raises(errors.Overloaded):
+        embed(["a"], client={"retry_seconds": 0.3})
+    assert 2 <= len(server.seen) <= 8
+
+
 def test_patience_ends(embed, server: Server) -> None:
     server.status, server.answer, server.extra_headers = 429, FULL, SOON
     began = time.monotonic()

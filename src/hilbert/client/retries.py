@@ -9,6 +9,8 @@ from hilbert.errors import ServingError
 
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 8.0
+# What "at once" means, which a server says in so many words, or by a date that has passed on this machine.
+_SHORTEST_WAIT_SECONDS = 0.05
 
 
 class Patience:
@@ -39,7 +41,7 @@ class Patience:
             wait = self._wait * random.uniform(0.5, 1.0)
             self._wait = min(2 * self._wait, _LONGEST_WAIT_SECONDS)
         else:
-            wait = error.retry_after_seconds * random.uniform(1.0, 1.1)
+            wait = max(_SHORTEST_WAIT_SECONDS, error.retry_after_seconds) * random.uniform(1.0, 1.1)
         if now + wait > self._deadline:
             raise error
         return wait
