@@ -90,3 +90,19 @@ def test_an_edit_leaves_the_metrics_to_whom_they_are_about(tmp_path: Path) -> No
             await fleet.close()
 
     asyncio.run(scene())
+
+
+def test_a_model_may_leave_while_the_server_does(tmp_path: Path) -> None:
+    async def scene() -> None:
+        settings = ServerSettings(cache_dir=str(tmp_path / "cache"))
+        fleet = LocalFleet(settings, lambda *batch: None)
+        folder = str(tiny_model("static", tmp_path / "model"))
+        for key in "ab":
+            await fleet.open(key, ModelSettings(model_id=folder), hub.resolve(folder))
+            await fleet.wait_loaded(key)
+        closing = asyncio.create_task(fleet.close())
+        await asyncio.sleep(0)
+        await fleet.unload("b")
+        await closing
+
+    asyncio.run(scene())

@@ -210,6 +210,8 @@ class LocalFleet:
 
     async def unload(self, key: str) -> None:
         """See `Fleet`."""
+        if key not in self._engines:  # a model that leaves while the server does
+            return
         handle, task = self._engines.pop(key)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
