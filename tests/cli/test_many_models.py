@@ -290,6 +290,17 @@ def test_who_may_administer(start, static, tmp_path) -> None:
     free = start("-m", static)
     assert free.get("/admin/status").status_code == 200
     assert free.get("/admin/status", **{"x-forwarded-for": "192.0.2.7"}).status_code == 403
+    here = free.url.removeprefix("http://")
+    for headers, status in (
+        ({"origin": "http://evil.test"}, 403),  # a page that this machine's browser shows
+        ({"origin": "null"}, 403),
+        ({"host": "evil.test"}, 403),  # a name that leads here
+        ({"host": "evil.test", "origin": "http://evil.test"}, 403),
+        ({"host": "[::1"}, 403),
+        ({"origin": free.url}, 200),
+        ({"host": here.replace("127.0.0.1", "localhost")}, 200),
+    ):
+        assert free.get("/admin/status", **headers).status_code == status, headers
 
 
 def test_config_show_check_and_schema(tmp_path) -> None:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -73,11 +74,28 @@ def check_admin(call: Call) -> None:
     if call.key is not ANONYMOUS:
         raise Forbidden("This key may not administer; mark it `admin` in the keys file.")
     is_passed_on = any(name in call.headers for name in _FORWARDED)
-    if is_passed_on or not (call.peer is None or ipaddress.ip_address(call.peer).is_loopback):
+    if is_passed_on or not (call.peer is None or _is_within(call.peer, call.headers)):
         raise Forbidden(
-            "No key is configured, so only this machine itself may administer; set HILBERT_API_KEY or "
-            "--keys-file."
+            "No key is configured, so only this machine itself may administer, by its own address and "
+            "from no web page; set HILBERT_API_KEY or --keys-file."
         )
+
+
+def _is_within(peer: str, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a call comes from this machine, to an address of it, and from no web page of elsewhere.
+
+    This machine's own browser calls for pages of any origin, and says which; a page's owner can also let a
+    name of his lead here, so that the page counts as of this origin: names are not taken.
+    """
+    host = headers.get(b"host", b"").decode("latin-1")
+    if not ipaddress.ip_address(peer).is_loopback:
+        return False
+    if headers.get(b"origin", b"").decode("latin-1").rpartition("://")[2] not in ("", host):
+        return False
+    with contextlib.suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or "localhost"
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    return False
 
 
 def _memory_status(memory: Memory) -> MemoryStatus:
