@@ -56,6 +56,7 @@ class ScriptedLoader:
         self.gate.set()
         self.act: Callable[[str], Awaitable[None]] | None = None
         self.sizes: dict[str, int] = {}
+        self.lost: int | None = 0
 
     async def resolve(self, entry: Entry) -> ModelSpec:
         self.resolved[entry.name] += 1
@@ -80,6 +81,9 @@ class ScriptedLoader:
 
     def used_bytes(self) -> int:
         return 10 * MB * len(self.inside)
+
+    def epoch(self) -> int | None:
+        return self.lost
 
     def size_of(self, entry: Entry, spec: ModelSpec) -> int:
         return 10 * MB
@@ -395,3 +399,32 @@ def test_a_model_is_gone_from_memory_when_its_loader_gives_the_memory_back(proce
     finally:
         gc.enable()
     assert at_unload == [[False, False]] * 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (None, 1)], ids=["meanwhile", "and is coming back"])
+def test_a_size_is_not_measured_where_a_worker_was_lost(processor, before: int | None, after: int) -> None:
+    """What else it held went and came at the same time."""
+
+    async def scene() -> None:
+        hotel = Hotel(processor, 3, "a")
+        hotel.loader.lost = before
+
+        async def lose(name: str) -> None:
+            hotel.loader.inside["others"] = Engine(hotel.loader.gate)
+            hotel.loader.lost = after
+
+        hotel.loader.act = lose
+        await hotel.ask("a")
+        assert hotel.loader.sizes == {} and hotel["a"].resident.size_bytes == 10 * MB
+        unload = hotel.loader.unload
+
+        async def lose_again(entry: Entry) -> None:
+            await unload(entry)
+            hotel.loader.inside.clear()
+            hotel.loader.lost = after + 1
+
+        hotel.loader.unload = lose_again  # type: ignore[method-assign]
+        await hotel.memory.unload(hotel["a"])
+        assert hotel.loader.sizes == {} and hotel["a"].resident.size_bytes == 10 * MB
+
+    run(scene())

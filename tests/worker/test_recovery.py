@@ -81,13 +81,23 @@ class TestKilled:
         await house.embed([1])
         assert time.monotonic() - start < 2.0
 
-    async def test_all_models_come_back(self, house):
+    async def test_all_models_come_back(self, house, tmp_path):
+        gate = tmp_path / "gate"
+        gate.touch()
         others = [await house.load(f"m{n}") for n in range(3)]
         callers = [house.start([n], model=m) for m in [house.model, *others] for n in range(20)]
         os.kill(house.pid, signal.SIGKILL)
         results = await gather_within(ALL, *callers)
         assert [r for r in results if isinstance(r, BaseException)] == []
         assert {m.health for m in others} == {Health.READY}
+        await house.load("gated", wait_for=str(gate))
+        assert house.supervisor.epoch == 1
+        gate.unlink()
+        os.kill(house.pid, signal.SIGKILL)
+        await until(lambda: house.model.health is Health.READY and len(house.restarts) == 2, "one is back")
+        assert house.supervisor.epoch is None
+        gate.touch()
+        await until(lambda: house.supervisor.epoch == 2, "all are")
 
     async def test_others_do_not_wait_for_a_suspect_whose_model_is_away(self, house, tmp_path):
         gate = tmp_path / "gate"

@@ -30,6 +30,7 @@ class DeviceLoader:
         self._loader = loader
         self.resolve = loader.resolve
         self.unload = loader.unload
+        self.epoch = loader.epoch
         self.size_of = loader.size_of
         self.remember_size = loader.remember_size
 

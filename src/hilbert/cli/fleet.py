@@ -54,6 +54,10 @@ class Fleet(Protocol):
         """Memory of the processes beside this one."""
         ...
 
+    def epoch(self) -> int | None:
+        """How many workers were lost so far; None while what they held is not all back."""
+        ...
+
     def device_memory(self, device: str) -> DeviceMemory:
         """The own memory of a device, at the last load, unload or ping; zeros while none is known."""
         ...
@@ -139,6 +143,12 @@ class WorkerFleet:
             pids.append(self._first.pid)
         return sum(resident_bytes(pid) for pid in pids if pid is not None)
 
+    def epoch(self) -> int | None:
+        """See `Fleet`."""
+        epochs = [supervisor.epoch for supervisor in self._supervisors.values()]
+        known = [epoch for epoch in epochs if epoch is not None]
+        return sum(known) if len(known) == len(epochs) else None
+
     def device_memory(self, device: str) -> DeviceMemory:
         """See `Fleet`."""
         supervisor = self._supervisors.get(device)
@@ -218,6 +228,10 @@ class LocalFleet:
         await _end(handle)
 
     def used_bytes(self) -> int:
+        """See `Fleet`."""
+        return 0
+
+    def epoch(self) -> int | None:
         """See `Fleet`."""
         return 0
 

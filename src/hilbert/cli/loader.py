@@ -116,6 +116,10 @@ class ModelLoader:
         """See `models.Loader`: this process and the workers."""
         return resident_bytes() + self._fleet.used_bytes()
 
+    def epoch(self) -> int | None:
+        """See `models.Loader`."""
+        return self._fleet.epoch()
+
     def size_of(self, entry: Entry, spec: ModelSpec) -> int:
         """See `models.Loader`."""
         from hilbert.models.sizes import estimated_bytes

@@ -12,7 +12,7 @@ import gc
 import logging
 from collections.abc import Coroutine, Iterable
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hilbert.core import ModelSpec
 from hilbert.errors import (
@@ -67,6 +67,10 @@ class Loader(Protocol):
         """What is taken of this memory now, the processes themselves included."""
         ...
 
+    def epoch(self) -> int | None:
+        """How many workers were lost so far; None while what they held is not all back."""
+        ...
+
     def size_of(self, entry: Entry, spec: ModelSpec) -> int:
         """What it will take: as measured before, else estimated from its files."""
         ...
@@ -74,6 +78,18 @@ class Loader(Protocol):
     def remember_size(self, entry: Entry, spec: ModelSpec, size_bytes: int) -> None:
         """Keep what was measured for the next start."""
         ...
+
+
+class _Reading(NamedTuple):
+    """What is taken of this memory, and in which epoch."""
+
+    used_bytes: int
+    epoch: int | None
+
+    def until(self, later: _Reading) -> int | None:
+        """Bytes that came until then; None where a worker and all that it held came or went between."""
+        is_told = self.epoch is not None and self.epoch == later.epoch
+        return later.used_bytes - self.used_bytes if is_told else None
 
 
 class _Arrival:
@@ -145,7 +161,7 @@ class Memory:
         self._looked_at = 0.0
         self._changed: asyncio.Future[None] | None = None
         self._num_loading = 0
-        self._used_before = 0
+        self._before = _Reading(0, None)
         self._is_closed = False
 
     @property
@@ -331,7 +347,7 @@ class Memory:
         for resident in plan.unload:
             self._leave(self._entries[resident.key], "idle" if plan.is_idle else "evicted")
         if plan.load and not self._num_loading:
-            self._used_before = self._loader.used_bytes()
+            self._before = self._read()
         for resident in plan.load:
             self._num_loading += 1
             self._start(self._load(self._entries[resident.key]))
@@ -357,12 +373,14 @@ class Memory:
             self._fail(entry, error)
             return
         self._num_loading -= 1
-        now, used_before = monotonic(), self._used_before
+        now, before = monotonic(), self._before
         # Several that come together are built one after the other.
-        self._used_before = self._loader.used_bytes()
-        size = max(self._used_before - used_before, _MIN_BYTES)
+        self._before = self._read()
+        size = entry.resident.size_bytes
+        if (measured := before.until(self._before)) is not None:
+            size = max(measured, _MIN_BYTES)
+            self._loader.remember_size(entry, spec, size)
         self.residency.loaded(entry.resident, now, size)
-        self._loader.remember_size(entry, spec, size)
         served.on_idle = lambda: self.on_idle(entry)
         entry.served = served
         entry.observe()
@@ -392,7 +410,7 @@ class Memory:
         entry.resident.last_used = last_used
 
     async def _unload(self, entry: Entry, served: ServedModel) -> None:
-        used_before, spec = self._loader.used_bytes(), served.spec
+        before, spec = self._read(), served.spec
         # Nobody holds it now: its tokenizer goes, and the loader gives the memory back.
         self._stays[entry.resident.key].last = None
         del served
@@ -401,13 +419,12 @@ class Memory:
             await self._loader.unload(entry)
         except EngineError as error:
             logger.error("%s: %s", entry.name, error.message)
-        freed = used_before - self._loader.used_bytes()
-        resident = entry.resident
-        if freed > resident.size_bytes:  # it has grown while it was used
+        # A worker builds nothing while it drops something: whoever is loading is measured from here.
+        self._before = self._read()
+        freed, resident = self._before.until(before), entry.resident
+        if freed is not None and freed > resident.size_bytes:  # it has grown while it was used
             resident.size_bytes = freed
             self._loader.remember_size(entry, spec, freed)
-        # A worker builds nothing while it drops something: whoever is loading is measured from here.
-        self._used_before = self._loader.used_bytes()
         self.residency.gone(resident)
         stay = self._stays[resident.key]
         stay.num_departures += 1
@@ -415,13 +432,16 @@ class Memory:
         entry.metrics.on_unload(stay.reason)
         logger.info(
             "%s: unloaded, %.0f MB in use, %.0f MB before",
-            entry.name, self._used_before / 1e6, used_before / 1e6,
+            entry.name, self._before.used_bytes / 1e6, before.used_bytes / 1e6,
         )  # fmt: skip
         self._turn()
 
     def _forget_files(self, entry: Entry, stay: _Stay) -> None:
         if stay.is_outdated:
             entry.spec, stay.is_outdated = None, False
+
+    def _read(self) -> _Reading:
+        return _Reading(self._loader.used_bytes(), self._loader.epoch())
 
     def _fail(self, entry: Entry, raised: Exception) -> None:
         if isinstance(raised, ServingError):

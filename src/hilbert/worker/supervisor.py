@@ -132,6 +132,12 @@ class Supervisor:
         return self._desk.num_pending
 
     @property
+    def epoch(self) -> int | None:
+        """Workers lost so far; None while the models that were loaded are not all back."""
+        held = (e.number for e in self._by_number.values() if e.state in (Health.READY, Health.DRAINING))
+        return self.num_restarts if self._desk.ready.issuperset(held) else None
+
+    @property
     def models(self) -> dict[str, WorkerEngine]:
         """The models by key, failed ones included."""
         return dict(self._models)
