@@ -107,6 +107,22 @@ def test_broken_json_is_named(folder: Path, name: str, content: bytes) -> None:
     assert name.rpartition("/")[2] in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("config.json", "model_type", []),
+        ("config_sentence_transformers.json", "default_prompt_name", ["query"]),
+        ("sentence_bert_config.json", "transformer_task", {}),
+        ("1_Pooling/config.json", "pooling_mode", [["mean"]]),
+    ],
+)
+def test_values_of_another_kind(folder: Path, name: str, key: str, value: Any) -> None:
+    edit(folder / name, lambda config: config | {key: value})
+    with pytest.raises(ModelError, match="a value of a kind that does not belong there") as caught:
+        resolve(str(folder))
+    assert str(folder) in caught.value.message
+
+
 @pytest.mark.parametrize("modules", [[], {}, ["x"], [None]])
 def test_modules_that_are_no_list(folder: Path, modules: Any) -> None:
     (folder / "modules.json").write_text(json.dumps(modules))

@@ -34,7 +34,7 @@ from hilbert.core import (
     Tower,
     with_task,
 )
-from hilbert.errors import ModelError, ModelUnavailable
+from hilbert.errors import ModelError, ModelUnavailable, in_short
 from hilbert.hub import heads
 from hilbert.hub.chain import ModuleEntry, Unsupported, output_size, read_chain, read_entries
 from hilbert.hub.chat import frame_of_queries, names_pair_roles, read_chat, read_template
@@ -467,6 +467,16 @@ def read_spec(
         ModelUnavailable: files are missing or broken.
         ModelError: the JSON contradicts itself, or a path leaves the repository.
     """
+    try:
+        return _read_spec(snapshot, model_id, commit, trust_remote_code)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # a list where a name belongs
+        raise ModelError(
+            f"{snapshot}: its JSON files hold a value of a kind that does not belong there "
+            f"({type(error).__name__}: {in_short(error)}); download the model again or correct them."
+        ) from error
+
+
+def _read_spec(snapshot: Path, model_id: str, commit: str, trust_remote_code: bool) -> ModelSpec:
     if is_extractor(snapshot):
         return read_extractor(snapshot, model_id, commit, _tokenizer_max(snapshot))
     entries = read_entries(snapshot)
