@@ -90,6 +90,23 @@ def test_without_truncation_a_long_pair_is_refused_by_its_document(tmp_path: Pat
         pairs.encode("a", ("b", "\ud800"), True, 1)
 
 
+def test_what_is_too_long_together_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = pair_processor(TextProcessor(hub.resolve(str(written(tmp_path)))))
+    num_written = 0
+
+    def write(self: ChatTemplate, query: str, document: str, prompt: str = "") -> str:
+        nonlocal num_written
+        num_written += 1
+        return query + document
+
+    monkeypatch.setattr(ChatTemplate, "pair", write)
+    with pytest.raises(InputTooLong, match="The 100 inputs have 99,000,100 characters"):
+        pairs.encode("q" * 990_000, ("d",) * 100, True, 1, "")
+    assert num_written == 0
+
+
 def test_a_template_may_be_told_not_to_keep_its_end(tmp_path: Path) -> None:
     folder = written(tmp_path)
     file = folder / "sentence_bert_config.json"

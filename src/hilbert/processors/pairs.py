@@ -191,6 +191,7 @@ class TemplatePairs:
             if self._texts.has_foreign_ids:
                 self._texts.contents([query], is_exact=True)
         with called("documents"):
+            check_chars(documents, len(query) + len(prompt))  # before each of them gets the query beside it
             rendered = [self._template.pair(query, document, prompt) for document in documents]
             contents = self._contents(rendered)
         limit = self._texts.max_len
