@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 from hilbert import Model
 from hilbert.errors import InputTooLong, InvalidInput, UnsupportedTask
 from hilbert.hub import resolve
-from hilbert.processors import ChunkProcessor, TextProcessor
+from hilbert.processors import ChunkProcessor, TextProcessor, chunks
+from hilbert.processors.chunks import Window
 from hilbert.testing.models import tiny_model
 
 CHUNKS = ["The hotel is full.", "Its owner, Hilbert, has a room. ", "Été 🌍, one more guest", "moves  on"]
@@ -122,6 +123,24 @@ def test_a_prompt_that_has_a_token_more_alone_leaves_the_first_chunk_its_own(tmp
     a, b, end = rows[-3:]
     assert len(processor.frame.after) == 1
     np.testing.assert_array_equal(document.pool([rows]), [a, (b + end) / 2])
+
+
+def test_no_more_windows_are_made_than_a_request_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counted(input_ids: np.ndarray, first: int, end: int) -> Window:
+        made.append(len(input_ids))
+        return Window(input_ids, first, end)
+
+    tiny_model("bert", tmp_path, pooling="mean")
+    processor = ChunkProcessor(TextProcessor(resolve(str(tmp_path))))
+    monkeypatch.setattr(chunks, "Window", counted)
+    monkeypatch.setattr(chunks, "MAX_CHUNKED_TOKENS", 1000)
+    with pytest.raises(InputTooLong, match="more than 1,000 tokens with their prompts"):
+        processor.encode(("b " * 900, "c"), (2,), "a " * 118, True)  # 128 windows of 128 tokens
+    assert sum(made) <= 1000 + 128
 
 
 def test_what_cannot_be_chunked_is_refused(tmp_path: Path, case) -> None:

@@ -120,7 +120,7 @@ class ChunkProcessor:
         places = np.searchsorted(borders, lasts, side="right").astype(np.int32) - 1
         num_prompt = int(np.searchsorted(places, 0))
         _check_all_have_tokens(places[num_prompt:], len(chunks), first)
-        windows = tuple(self._windows(ids, num_prompt, first, truncate))
+        windows = tuple(_bounded(self._windows(ids, num_prompt, first, truncate)))
         num_excluded = self._texts.prompt_len(prompt)
         num_before = len(self._texts.frame.before) + num_prompt
         starts = np.searchsorted(places[num_prompt:], np.arange(len(chunks)))
@@ -166,6 +166,16 @@ class ChunkProcessor:
                 f"late chunking needs {_LEAST_ROOM}. Take a shorter prompt.",
                 param="prompt",
             )
+
+
+def _bounded(windows: Iterable[Window]) -> Iterator[Window]:
+    """The windows of a document, as far as a request may have so many tokens: a long prompt is in each."""
+    num_tokens = 0
+    for window in windows:
+        num_tokens += len(window.input_ids)
+        if num_tokens > MAX_CHUNKED_TOKENS:
+            raise _too_much(f"more than {MAX_CHUNKED_TOKENS:,} tokens", f"{MAX_CHUNKED_TOKENS:,}")
+        yield window
 
 
 def _too_much(size: str, limit: str) -> InputTooLong:
