@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -19,6 +21,7 @@ from hilbert.core import NO_IDS, Modality, OutputType, Request, Sequence
 from hilbert.engine import EngineLimits
 from hilbert.runtimes.base import RuntimeInfo, RuntimeSettings
 from hilbert.worker import frames
+from hilbert.worker.connection import Connection
 from hilbert.worker.frames import (
     HEADER,
     FrameError,
@@ -202,3 +205,17 @@ def test_no_pickle():
     assert "pickle" not in vars(frames)
     pong = one(frames.encode(Kind.PONG, Pong(1, WorkerStats(5, {1: 2}, {1: 1})))).meta
     assert json.dumps(msgspec.to_builtins(pong))
+
+
+@pytest.mark.anyio
+async def test_small_buffers_leave_together_and_large_ones_uncopied() -> None:
+    written: list[object] = []
+    transport = SimpleNamespace(write=written.append, is_closing=lambda: False)
+    connection = Connection(lambda frame: None, lambda error: None)
+    connection.connection_made(transport)  # type: ignore[arg-type]  # what is used of it
+    large = memoryview(bytes(100_000))
+    for frame in ([b"a", b"b"], [b"c", large, b"d"], [b"e"]):
+        connection.write(frame)
+    assert written == []
+    await asyncio.sleep(0)
+    assert written == [b"abc", large, b"de"] and written[1] is large

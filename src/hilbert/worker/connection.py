@@ -91,11 +91,12 @@ class Connection(asyncio.BufferedProtocol):
             return
         small: list[Buffer] = []
         for buffer in out:
-            if len(buffer) > _JOIN_BYTES:
+            if len(buffer) <= _JOIN_BYTES:
                 small.append(buffer)
-                transport.write(small[0] if len(small) == 1 else b"".join(small))
+                continue
+            if small:
+                transport.write(b"".join(small))
                 small = []
-            else:
-                small.append(buffer)
+            transport.write(buffer)
         if small:
             transport.write(b"".join(small))
