@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from cli_house import hilbert, is_alive
+from cli_house import NO_TLS, hilbert, is_alive
 
 from hilbert.testing.models import tiny_model
 
@@ -64,12 +65,17 @@ def test_a_second_signal_ends_at_once(start, cache) -> None:
 @pytest.mark.slow
 def test_sigterm_while_a_model_is_traced(start, tmp_path) -> None:
     model = str(tiny_model("bert", tmp_path / "bert"))
-    server = start("-m", model, "--cache-dir", str(tmp_path / "cache"), "--port", "0", wait=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    server = start("-m", model, "--cache-dir", str(tmp_path / "cache"), "--port", port, wait=False)
     deadline = time.monotonic() + 30
     while len(server.children) < 2 and time.monotonic() < deadline:  # the worker, and what traces for it
         time.sleep(0.02)
     children = server.children
     assert len(children) >= 2
+    health = [httpx2.get(f"http://127.0.0.1:{port}{path}", verify=NO_TLS) for path in ("/healthz", "/readyz")]
+    assert [reply.status_code for reply in health] == [200, 503]  # alive, and not ready
+    assert health[1].headers["retry-after"] == "1" and health[1].json()["status"] == "not ready"
     assert server.stop() == 0
     assert [pid for pid in children if is_alive(pid)] == []
 

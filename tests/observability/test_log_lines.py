@@ -6,13 +6,14 @@ import json
 import socket
 import subprocess
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cli_house import Server, hilbert, served_folder
 
-from hilbert.logs import LineHandler
+from hilbert.logs import LineHandler, without_message
 
 # A worker whose runtimes cannot be made: `operator.add` of a model and its settings.
 NO_RUNTIME = [
@@ -75,3 +76,18 @@ def test_every_line_is_json(static: str) -> None:
     assert {line["level"] for line in lines} >= {"ERROR"} and all("timestamp" in line for line in lines)
     assert [line for line in lines if "exception" in line and "TypeError" in line["exception"]]
     assert "is in use" in lines[-1]["message"]
+
+
+def test_what_caused_a_failure_is_not_quoted_either() -> None:
+    def explode() -> None:
+        try:
+            raise ValueError("dawn")
+        except ValueError as error:
+            raise RuntimeError("dawn") from error
+
+    try:
+        explode()
+    except RuntimeError as error:
+        shown = "".join(traceback.format_exception(without_message(error)))
+    assert "RuntimeError: ValueError" in shown and "explode" in shown
+    assert "Error: dawn" not in shown

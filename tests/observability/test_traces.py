@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +19,7 @@ from otlp_house import attributes, grpc_collector, http_collector
 from hilbert.cli.serve import _prepare
 from hilbert.config import load
 from hilbert.errors import InvalidInput
-from hilbert.observability import Tracer, TraceSettings
+from hilbert.observability import RequestTrace, Tracer, TraceSettings, traces
 
 SECRET = "attack at dawn"
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -170,3 +171,13 @@ def test_long_attributes_are_the_operators_choice(monkeypatch) -> None:
     tracer = Tracer(TraceSettings("http://127.0.0.1:1", "", False))
     assert tracer._provider._span_limits.max_span_attribute_length == 7
     tracer.close()
+
+
+def test_a_collector_that_takes_its_time_keeps_no_server_from_ending(monkeypatch) -> None:
+    monkeypatch.setattr(traces, "_FLUSH_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracer = Tracer(TraceSettings(f"http://127.0.0.1:{silent.getsockname()[1]}", "", True))
+        tracer.record(RequestTrace("GET /", "", "", 0.0, 1.0, {}, (), False))
+        start = time.monotonic()
+        tracer.close()
+        assert 0.1 < time.monotonic() - start < 5
