@@ -11,9 +11,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 from weakref import WeakSet
 
 _TRACE_LEVEL = 5
@@ -24,8 +25,21 @@ _TELLTALES = ("httpx2", "httpcore2", "uvicorn.asgi")
 _DELAY_SECONDS = 0.02
 _MAX_WAITING = 1000
 
-Event = tuple[float, str, Mapping[str, object]]
-"""When it happened (unix time), what, and the same as named values."""
+Event = tuple[float, Any]
+"""When it happened (unix time), and its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a kind of events is to be shown as, once somebody looks.
+
+    Attributes:
+        say: its values as one line for people.
+        name: its values by name.
+    """
+
+    say: Callable[[Any], str]
+    name: Callable[[Any], Mapping[str, object]]
 
 
 if TYPE_CHECKING:
@@ -60,9 +74,9 @@ class LineFormatter(logging.Formatter):
         """Local time to the millisecond."""
         return self._moment(record.created)
 
-    def line(self, level: str, name: str, event: Event) -> str:
+    def line(self, level: str, name: str, form: Form, event: Event) -> str:
         """An event without a record."""
-        return f"{self._moment(event[0])} {level} {name}: {event[1]}"
+        return f"{self._moment(event[0])} {level} {name}: {form.say(event[1])}"
 
     def _moment(self, seconds: float) -> str:
         second = int(seconds)
@@ -79,19 +93,23 @@ class JsonFormatter(logging.Formatter):
         fields = dict(getattr(record, "fields", {}))
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return self.line(record.levelname, record.name, (record.created, record.getMessage(), fields))
+        return _object(record.levelname, record.name, record.created, record.getMessage(), fields)
 
-    def line(self, level: str, name: str, event: Event) -> str:
+    def line(self, level: str, name: str, form: Form, event: Event) -> str:
         """An event without a record."""
-        seconds, message, fields = event
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-        said = {
-            "timestamp": f"{moment}.{int(seconds % 1 * 1000):03d}Z",
-            "level": level,
-            "logger": name,
-            "message": message,
-        }
-        return json.dumps(said | dict(fields), default=str)
+        seconds, values = event
+        return _object(level, name, seconds, form.say(values), form.name(values))
+
+
+def _object(level: str, name: str, seconds: float, message: str, fields: Mapping[str, object]) -> str:
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    said = {
+        "timestamp": f"{moment}.{int(seconds % 1 * 1000):03d}Z",
+        "level": level,
+        "logger": name,
+        "message": message,
+    }
+    return json.dumps(said | dict(fields), default=str)
 
 
 class LineHandler(_Stream):
@@ -102,31 +120,31 @@ class LineHandler(_Stream):
         self.lines = JsonFormatter() if is_json else LineFormatter()
         self.setFormatter(self.lines)
 
-    def write_all(self, level: str, name: str, events: Iterable[Event]) -> None:
+    def write_all(self, level: str, name: str, form: Form, events: Iterable[Event]) -> None:
         """Write lines in one piece, each with its time; where they cannot be written they are lost.
 
         A log on a full disk, or a pipe whose reader has left, is no reason to fail whoever is logged.
         """
         line = self.lines.line
-        text = "".join([line(level, name, event) + "\n" for event in events])
+        text = "".join([line(level, name, form, event) + "\n" for event in events])
         with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
             self.stream.write(text)
             self.stream.flush()
 
 
-def log_together(logger: logging.Logger, level: int, events: list[Event]) -> None:
+def log_together(logger: logging.Logger, level: int, form: Form, events: list[Event]) -> None:
     """Log events that have waited, with their own times.
 
     Where the log is only our own lines, they are written in one piece: a fifth of the cost of a record each.
     """
     handlers = logging.root.handlers
     if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not logger.handlers:
-        handlers[0].write_all(logging.getLevelName(level), logger.name, events)
+        handlers[0].write_all(logging.getLevelName(level), logger.name, form, events)
         return
-    for seconds, message, fields in events:
-        record = logging.LogRecord(logger.name, level, __file__, 0, message, None, None)
+    for seconds, values in events:
+        record = logging.LogRecord(logger.name, level, __file__, 0, form.say(values), None, None)
         record.created, record.msecs = seconds, seconds % 1 * 1000
-        record.fields = fields
+        record.fields = form.name(values)
         logger.handle(record)
 
 
@@ -137,28 +155,29 @@ class LateLines:
     (bench/http_cost.py). What waits is written when the process ends.
     """
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: logging.Logger, form: Form) -> None:
         self._logger = logger
+        self._form = form
         self._waiting: list[tuple[int, Event]] = []
         _all_late.add(self)
 
     def add(self, level: int, event: Event, *, may_wait: bool = True) -> None:
         """Log an event, at once or within 20 ms; they stay in the order in which they come."""
-        self._waiting.append((level, event))
-        num_waiting = len(self._waiting)
-        if not may_wait or num_waiting >= _MAX_WAITING:
-            self.flush()
-        elif num_waiting == 1:
+        waiting = self._waiting
+        if not waiting and may_wait:
             import asyncio  # workers log as well, and have no loop
 
             asyncio.get_running_loop().call_later(_DELAY_SECONDS, self.flush)
+        waiting.append((level, event))
+        if not may_wait or len(waiting) >= _MAX_WAITING:
+            self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
         waiting, self._waiting = self._waiting, []
         for level, lines in groupby(waiting, lambda line: line[0]):
             if self._logger.isEnabledFor(level):
-                log_together(self._logger, level, [event for _, event in lines])
+                log_together(self._logger, level, self._form, [event for _, event in lines])
 
 
 _all_late: WeakSet[LateLines] = WeakSet()

@@ -175,9 +175,9 @@ def test_promise_09_every_verdict_is_logged_and_no_token(hotel: Hotel) -> None:
 def test_promise_10_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     table = keyfile.parse_keys(b"tok_1 # a")
     compared: list[tuple[int, int]] = []
-    real = keyfile.hmac.compare_digest
+    real = keyfile.compare_digest
     monkeypatch.setattr(
-        keyfile.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or real(a, b)
+        keyfile, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or real(a, b)
     )
     assert table.find(keyfile.digest_of(b"tok_1")) and not table.find(keyfile.digest_of(b"tok_2"))
     assert compared == [(32, 32), (32, 32)]  # as much work for a stranger as for a guest

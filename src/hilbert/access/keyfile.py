@@ -9,11 +9,11 @@ only SHA-256 digests, which say nothing about a random token.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
+from hmac import compare_digest
 
 from hilbert.config.limits import NO_LIMITS, Limits, parse_limits
 
@@ -62,14 +62,13 @@ class KeyTable:
 
     def find(self, digest: bytes) -> Key | None:
         """The key with this digest, compared in constant time once its place is found."""
-        key = self.keys.get(digest)
-        is_it = hmac.compare_digest(digest, key.digest if key is not None else _NOBODY)
-        return key if is_it else None
+        key = self.keys.get(digest, ANONYMOUS)
+        return key if compare_digest(key.digest, digest) and key is not ANONYMOUS else None
 
 
 def digest_of(token: bytes) -> bytes:
     """What is kept of a token."""
-    return hashlib.sha256(token).digest()
+    return sha256(token).digest()
 
 
 def parse_keys(content: bytes) -> KeyTable:

@@ -22,7 +22,7 @@ class Keys:
     def __init__(self, api_key: str = "", keys_file: str = "") -> None:
         digest = digest_of(api_key.encode())
         single = KeyTable({digest: Key("api-key", digest, is_admin=True)})
-        self._single: tuple[KeyTable, ...] = (single,) if api_key else ()
+        self._single = single if api_key else None
         self._file = KeyFile(keys_file) if keys_file else None
         self.is_open = not api_key and self._file is None
         if self._file is not None:
@@ -36,24 +36,30 @@ class Keys:
         """
         if self.is_open:
             return ANONYMOUS
-        tables = self._single if self._file is None else (*self._single, self._file.table())
-        digests = [digest_of(token) for token in _tokens(headers)]
-        for digest in digests:
-            for table in tables:
+        tokens = _tokens(headers)
+        single, table = self._single, None if self._file is None else self._file.table()
+        for token in tokens:
+            digest = digest_of(token)
+            key = None if single is None else single.find(digest)
+            if key is None and table is not None:
                 key = table.find(digest)
-                if key is not None:
-                    return key
+            if key is not None:
+                return key
         raise Unauthorized(
-            "The API key is wrong." if digests else "An API key is needed: send `Authorization: Bearer KEY`."
+            "The API key is wrong." if tokens else "An API key is needed: send `Authorization: Bearer KEY`."
         )
 
 
 def _tokens(headers: Mapping[bytes, bytes]) -> list[bytes]:
-    given = headers.get(b"authorization", b"").strip()
-    if given[:7].lower() == b"bearer ":
-        given = given[7:].lstrip()
-    else:
-        scheme, _, _ = given.partition(b" ")
-        given = b"" if scheme.lower() == b"bearer" else scheme
-    other = headers.get(b"x-api-key", b"").strip()
-    return [token for token in (given, other) if token]
+    given = headers.get(b"authorization")
+    other = headers.get(b"x-api-key")
+    tokens = []
+    if given is not None:
+        scheme, _, rest = given.strip().partition(b" ")
+        if scheme.lower() == b"bearer":
+            scheme = rest.lstrip()
+        if scheme:
+            tokens.append(scheme)
+    if other is not None and (other := other.strip()):
+        tokens.append(other)
+    return tokens

@@ -9,11 +9,11 @@ Times are arguments or come from the clock given; no I/O.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import lru_cache
+from math import ceil, inf
 
 from hilbert.config.limits import NO_LIMITS, Limits
 from hilbert.errors import RateLimited
@@ -29,9 +29,6 @@ _SLACK_SECONDS = 1e-9
 _CONCURRENT_RETRY_SECONDS = 1.0
 
 Headers = tuple[tuple[bytes, bytes], ...]
-_Names = tuple[bytes, bytes, bytes]
-_REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
-_TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
 
 
 class Account:
@@ -51,11 +48,82 @@ class Account:
         self.num_inside = 0
 
 
-class Permit(NamedTuple):
-    """A request that was let in; to be given back with `Limiter.leave`."""
+class Rules:
+    """Limits, worked out once: what is not limited takes no time, and any amount of it may be owed.
 
-    limits: Limits
-    account: Account | None
+    Attributes:
+        limits: where they come from.
+        concurrent: requests that may be in work.
+        request_seconds, token_seconds: what one takes to be paid for.
+        requests_owed, tokens_owed: seconds of each that a caller may owe and still come in.
+    """
+
+    __slots__ = (
+        "_requests",
+        "_tokens",
+        "concurrent",
+        "limits",
+        "request_seconds",
+        "requests_owed",
+        "token_seconds",
+        "tokens_owed",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.concurrent = inf if limits.concurrent is None else limits.concurrent
+        self.request_seconds, self.requests_owed = 0.0, inf
+        self.token_seconds, self.tokens_owed = 0.0, inf
+        self._requests = self._tokens = _Names(b"", 0)
+        if limits.rate is not None:
+            self.request_seconds = 1 / limits.rate
+            self.requests_owed = (limits.requests_at_once - 1) / limits.rate + _SLACK_SECONDS
+            self._requests = _Names(b"requests", limits.requests_at_once)
+        if limits.tokens is not None:
+            self.token_seconds = _MINUTE / limits.tokens
+            self.tokens_owed = _MINUTE * (1 - 1 / limits.tokens) + _SLACK_SECONDS
+            self._tokens = _Names(b"tokens", limits.tokens)
+
+    def standing(self, account: Account, now: float) -> Headers:
+        """What a caller has left, in OpenAI's headers: the limit is what may come at once."""
+        headers: Headers = ()
+        if self.request_seconds:
+            headers = self._requests.standing(account.requests_until - now, self.request_seconds)
+        if self.token_seconds:
+            headers += self._tokens.standing(account.tokens_until - now, self.token_seconds)
+        return headers
+
+
+class _Names:
+    """The three headers of one limit."""
+
+    __slots__ = ("_limit", "_num", "_remaining", "_reset")
+
+    def __init__(self, what: bytes, num: int) -> None:
+        self._num = num
+        self._limit = (b"x-ratelimit-limit-" + what, b"%d" % num)
+        self._remaining = b"x-ratelimit-remaining-" + what
+        self._reset = b"x-ratelimit-reset-" + what
+
+    def standing(self, owed: float, unit: float) -> Headers:
+        """For somebody who owes so many seconds, where each takes `unit` of them."""
+        if owed <= 0:
+            return self._limit, (self._remaining, self._limit[1]), (self._reset, b"0ms")
+        left = int(self._num - owed / unit + _SLACK_SECONDS)
+        return (
+            self._limit,
+            (self._remaining, b"%d" % left if left > 0 else b"0"),
+            (self._reset, b"%dms" % ceil(owed * 1000) if owed < 1 else _long_duration(owed)),
+        )
+
+
+@lru_cache(1024)
+def _rules(limits: Limits) -> Rules | None:
+    return None if limits == NO_LIMITS else Rules(limits)
+
+
+Permit = tuple[Rules, Account] | None
+"""A request that was let in, to be given back with `Limiter.leave`; None where its caller has no limits."""
 
 
 class Limiter:
@@ -74,8 +142,8 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._each = each
-        self._overall = overall
-        self._has_overall = overall != NO_LIMITS
+        self._rules_of_each = _rules(each)
+        self._overall = _rules(overall)
         self._clock = clock
         self._accounts: OrderedDict[bytes | str, Account] = OrderedDict()
         self._all = Account()
@@ -95,18 +163,23 @@ class Limiter:
         Raises:
             RateLimited: some limit is reached; nothing was counted.
         """
-        limits = self._limits_of(own)
         now = self._clock()
-        account = None
-        if limits is not NO_LIMITS:
+        overall, everybody = self._overall, self._all
+        rules = self._rules_of_each if own is NO_LIMITS else self._rules_of(own)
+        if rules is not None:
             account = self._account(caller, now)
-            _check(limits, account, now, "This key" if isinstance(caller, bytes) else "This address")
-        if self._has_overall:
-            _check(self._overall, self._all, now, "All callers together")
-            _count(self._overall, self._all, now)
-        if account is not None:
-            _count(limits, account, now)
-        return Permit(limits, account)
+            _check(rules, account, now, caller)
+        if overall is not None:
+            _check(overall, everybody, now, None)
+            everybody.num_inside += 1
+            until = everybody.requests_until
+            everybody.requests_until = (until if until > now else now) + overall.request_seconds
+        if rules is None:
+            return None
+        account.num_inside += 1
+        until = account.requests_until
+        account.requests_until = (until if until > now else now) + rules.request_seconds
+        return rules, account
 
     def leave(self, permit: Permit, num_tokens: int) -> Headers:
         """A request has ended: charge its tokens, and say how its caller stands.
@@ -115,36 +188,35 @@ class Limiter:
             ``x-ratelimit-*`` headers for what is limited; those of all callers where each has no limits.
         """
         now = self._clock()
-        if self._has_overall:
-            self._all.num_inside -= 1
-            _charge(self._overall, self._all, now, num_tokens)
-        account = permit.account
-        if account is None:
-            return standing(self._overall, self._all, now) if self._has_overall else ()
+        overall, everybody = self._overall, self._all
+        if overall is not None:
+            everybody.num_inside -= 1
+            _charge(overall, everybody, now, num_tokens)
+        if permit is None:
+            return () if overall is None else overall.standing(everybody, now)
+        rules, account = permit
         account.num_inside -= 1
-        _charge(permit.limits, account, now, num_tokens)
-        return standing(permit.limits, account, now)
+        _charge(rules, account, now, num_tokens)
+        return rules.standing(account, now)
 
     def charge(self, caller: bytes | str, num_tokens: int, own: Limits = NO_LIMITS) -> None:
         """Charge tokens that were used for a caller who did not wait for them: those of a job."""
         now = self._clock()
-        if self._has_overall:
+        if self._overall is not None:
             _charge(self._overall, self._all, now, num_tokens)
-        limits = self._limits_of(own)
-        if limits is not NO_LIMITS:
-            _charge(limits, self._account(caller, now), now, num_tokens)
+        rules = self._rules_of(own)
+        if rules is not None:
+            _charge(rules, self._account(caller, now), now, num_tokens)
 
     def standing_of(self, caller: bytes | str, own: Limits = NO_LIMITS) -> Headers:
         """The headers for a caller who was refused."""
-        account = self._accounts.get(caller)
-        if account is None:
-            return standing(self._overall, self._all, self._clock())
-        return standing(self._limits_of(own), account, self._clock())
+        rules, account = self._rules_of(own), self._accounts.get(caller)
+        if rules is None or account is None:
+            rules, account = self._overall, self._all
+        return () if rules is None else rules.standing(account, self._clock())
 
-    def _limits_of(self, own: Limits) -> Limits:
-        if own is NO_LIMITS:
-            return self._each
-        return own if self._each is NO_LIMITS else own.over(self._each)
+    def _rules_of(self, own: Limits) -> Rules | None:
+        return self._rules_of_each if own is NO_LIMITS else _rules(own.over(self._each))
 
     def _account(self, caller: bytes | str, now: float) -> Account:
         account = self._accounts.get(caller)
@@ -168,66 +240,46 @@ class Limiter:
             del self._accounts[caller]
 
 
-def _check(limits: Limits, account: Account, now: float, who: str) -> None:
-    if limits.concurrent is not None and account.num_inside >= limits.concurrent:
-        raise _refused(
-            who, f"have {limits.concurrent} requests in work", "concurrent", _CONCURRENT_RETRY_SECONDS
+def _check(rules: Rules, account: Account, now: float, caller: bytes | str | None) -> None:
+    """Raise where a limit is reached; the caller is None for all of them together."""
+    if (
+        account.num_inside >= rules.concurrent
+        or account.requests_until > now + rules.requests_owed
+        or account.tokens_until > now + rules.tokens_owed
+    ):
+        raise _refusal(rules, account, now, caller)
+
+
+def _charge(rules: Rules, account: Account, now: float, num_tokens: int) -> None:
+    until = account.tokens_until
+    account.tokens_until = (until if until > now else now) + num_tokens * rules.token_seconds
+
+
+def _refusal(rules: Rules, account: Account, now: float, caller: bytes | str | None) -> RateLimited:
+    limits = rules.limits
+    who = (
+        "All callers together" if caller is None else "This key" if type(caller) is bytes else "This address"
+    )
+    too_early = account.requests_until - now - rules.requests_owed
+    too_many_tokens = account.tokens_until - now - rules.tokens_owed
+    if account.num_inside >= rules.concurrent:
+        may, name, wait = (
+            f"have {limits.concurrent} requests in work",
+            "concurrent",
+            _CONCURRENT_RETRY_SECONDS,
         )
-    if limits.rate is not None:
-        burst = limits.requests_at_once
-        wait = account.requests_until - now - (burst - 1) / limits.rate
-        if wait > _SLACK_SECONDS:
-            raise _refused(who, f"make {limits.rate:g} requests per second (burst {burst})", "rate", wait)
-    if limits.tokens is not None:
-        wait = account.tokens_until - now - _MINUTE * (1 - 1 / limits.tokens)
-        if wait > _SLACK_SECONDS:
-            raise _refused(who, f"use {limits.tokens} tokens per minute", "tokens", wait)
-
-
-def _count(limits: Limits, account: Account, now: float) -> None:
-    account.num_inside += 1
-    if limits.rate is not None:
-        account.requests_until = max(account.requests_until, now) + 1 / limits.rate
-
-
-def _charge(limits: Limits, account: Account, now: float, num_tokens: int) -> None:
-    if limits.tokens is not None and num_tokens:
-        account.tokens_until = max(account.tokens_until, now) + num_tokens * _MINUTE / limits.tokens
-
-
-def _refused(who: str, may: str, name: str, wait: float) -> RateLimited:
+    elif too_early > 0:
+        may = f"make {limits.rate:g} requests per second (burst {limits.requests_at_once})"
+        name, wait = "rate", too_early
+    else:
+        may, name, wait = f"use {limits.tokens} tokens per minute", "tokens", too_many_tokens
     return RateLimited(
         f"{who} may {may}, and that is used up; try again in {wait:.3g} s ({name}= sets the limit).",
         retry_after_seconds=wait,
     )
 
 
-def standing(limits: Limits, account: Account, now: float) -> Headers:
-    """What a caller has left, in OpenAI's headers: the limit is what may come at once."""
-    headers: Headers = ()
-    if limits.rate is not None:
-        burst = limits.requests_at_once
-        owed = max(0.0, account.requests_until - now)
-        left = max(0, math.floor(burst - owed * limits.rate + _SLACK_SECONDS))
-        headers += _three(_REQUESTS, burst, left, owed)
-    if limits.tokens is not None:
-        owed = max(0.0, account.tokens_until - now)
-        left = max(0, math.floor(limits.tokens * (1 - owed / _MINUTE) + _SLACK_SECONDS))
-        headers += _three(_TOKENS, limits.tokens, left, owed)
-    return headers
-
-
-def _three(names: _Names, limit: int, left: int, reset: float) -> Headers:
-    return (
-        (names[0], b"%d" % limit),
-        (names[1], b"%d" % left),
-        (names[2], _duration(reset)),
-    )
-
-
-def _duration(seconds: float) -> bytes:
-    """As OpenAI writes it: ``20ms``, ``1s``, ``6m0s``."""
-    if seconds < 1:
-        return b"%dms" % math.ceil(seconds * 1000)
-    minutes, rest = divmod(math.ceil(seconds), 60)
+def _long_duration(seconds: float) -> bytes:
+    """As OpenAI writes it: ``1s``, ``6m0s``."""
+    minutes, rest = divmod(ceil(seconds), 60)
     return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest

@@ -21,9 +21,7 @@ class Usage:
         """A request of this key was answered, or a job of a request that was."""
         counts = self._counts.get(label)
         if counts is None:
-            if len(self._counts) >= _MAX_LABELS:
-                label = _OTHERS
-            counts = self._counts.setdefault(label, [0, 0])
+            counts = self._counts.setdefault(label if len(self._counts) < _MAX_LABELS else _OTHERS, [0, 0])
         counts[0] += num_requests
         counts[1] += num_tokens
 

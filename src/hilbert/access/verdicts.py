@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import time
 
-from hilbert.logs import LateLines
+from hilbert.logs import Form, LateLines
 
 logger = logging.getLogger("hilbert.access")
 
 PASSED = 0
 """In place of a status: the request may pass."""
+
+_NAMES = ("verdict", "client", "key", "method", "path")
 
 
 class Verdicts:
@@ -26,7 +28,7 @@ class Verdicts:
 
     def __init__(self, passed: str = "ok") -> None:
         self._passed = passed
-        self._lines = LateLines(logger)
+        self._lines = LateLines(logger, Form(_said, _named))
 
     def log(self, status: int, client: str, label: str, method: str, path: str) -> None:
         """Say who was let in or not.
@@ -38,11 +40,18 @@ class Verdicts:
             path: without the query, which may hold anything.
         """
         level = logging.INFO if status == PASSED else logging.WARNING
-        if not logger.isEnabledFor(level):
-            return
-        if not path.isascii() or not path.isprintable():
-            path = ascii(path)
-        word = self._passed if status == PASSED else f"{status} deny"
-        fields = {"verdict": word, "client": client, "key": label or "-", "method": method, "path": path}
-        event = (time.time(), f"{word} {client} [{label or '-'}] {method} {path}", fields)
-        self._lines.add(level, event, may_wait=status == PASSED)
+        if logger.isEnabledFor(level):
+            word = self._passed if status == PASSED else f"{status} deny"
+            values = (word, client, label or "-", method, path)
+            self._lines.add(level, (time.time(), values), may_wait=status == PASSED)
+
+
+def _said(values: tuple[str, ...]) -> str:
+    verdict, client, key, method, path = values
+    if not (path.isascii() and path.isprintable()):
+        path = ascii(path)
+    return f"{verdict} {client} [{key}] {method} {path}"
+
+
+def _named(values: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(_NAMES, values, strict=True))

@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from operator import attrgetter
 
 from hilbert.access.keyfile import BadKeyFile, KeyTable, digest_of, parse_keys
 
@@ -24,6 +25,9 @@ _CHUNK_BYTES = 1 << 20
 _NOBODY = KeyTable({})
 
 _Identity = tuple[int, int, int, int, int]
+_identity_of: Callable[[os.stat_result], _Identity] = attrgetter(
+    "st_ino", "st_size", "st_ctime_ns", "st_mtime_ns", "st_dev"
+)
 
 
 class KeyFile:
@@ -50,8 +54,8 @@ class KeyFile:
             found = os.stat(self._path)
         except OSError as error:
             return self._refuse(_why_not(error))
-        identity = (found.st_ino, found.st_size, found.st_ctime_ns, found.st_mtime_ns, found.st_dev)
-        if identity == self._identity and self._is_settled:
+        identity = _identity_of(found)
+        if self._is_settled and identity == self._identity:
             return self._table
         if not stat.S_ISREG(found.st_mode):
             return self._refuse(_what_it_is(found.st_mode))

@@ -6,20 +6,14 @@ set. What is decided here comes from `hilbert.access`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from hilbert.access import ANONYMOUS, PASSED, Key, Keys, Limiter, Permit, Proxies, Usage, Verdicts, group_of
 from hilbert.api.call import Call
 from hilbert.api.settings import ApiSettings
 from hilbert.config.limits import parse_limits
 from hilbert.errors import RateLimited, Unauthorized
 
-
-class Visit(NamedTuple):
-    """One request inside."""
-
-    key: Key
-    permit: Permit | None
+Visit = tuple[Key, Permit]
+"""One request inside: whose it is, and what the limiter wants back."""
 
 
 class Gate:
@@ -52,42 +46,38 @@ class Gate:
         if self._has_nothing_to_do:
             return None
         client = self._proxies.client_of(call.peer, call.headers)
+        limiter, permit = self._limiter, None
+
         try:
-            key = self._keys.identify(call.headers)
-        except Unauthorized as error:
-            self._verdicts.log(error.status, client, "", call.method, call.prefix + call.path)
+            call.key = key = self._keys.identify(call.headers)
+            if limiter is not None:
+                permit = limiter.enter(_caller(key, client), key.limits)
+        except (Unauthorized, RateLimited) as error:
+            if limiter is not None and isinstance(error, RateLimited):
+                call.reply_headers = limiter.standing_of(_caller(key, client), key.limits)
+            self._verdicts.log(error.status, client, call.key.label, call.method, call.prefix + call.path)
             raise
-        permit = self._admit(call, key, client) if self._limiter is not None else None
-        call.key = key
         if key is not ANONYMOUS:
             self._verdicts.log(PASSED, client, key.label, call.method, call.prefix + call.path)
-        return Visit(key, permit)
+        return key, permit
 
     def leave(self, visit: Visit, call: Call) -> None:
         """A request has ended, well or not."""
-        if visit.permit is not None and self._limiter is not None:
-            call.reply_headers = self._limiter.leave(visit.permit, call.num_tokens)
-        if visit.key is not ANONYMOUS:
-            self.usage.count(visit.key.label, call.num_tokens)
+        key, permit = visit
+        if self._limiter is not None:
+            call.reply_headers = self._limiter.leave(permit, call.num_tokens)
+        if key is not ANONYMOUS:
+            self.usage.count(key.label, call.num_tokens)
 
     def charge(self, call: Call, num_tokens: int) -> None:
         """Count tokens that were used on behalf of a call, which may have left long ago."""
         if self._limiter is not None:
-            self._limiter.charge(self._caller_of(call), num_tokens, call.key.limits)
+            client = self._proxies.client_of(call.peer, call.headers)
+            self._limiter.charge(_caller(call.key, client), num_tokens, call.key.limits)
         if call.key is not ANONYMOUS:
             self.usage.count(call.key.label, num_tokens, num_requests=0)
 
-    def _caller_of(self, call: Call) -> bytes | str:
-        if call.key is not ANONYMOUS:
-            return call.key.digest
-        return group_of(self._proxies.client_of(call.peer, call.headers))
 
-    def _admit(self, call: Call, key: Key, client: str) -> Permit:
-        assert self._limiter is not None
-        caller = group_of(client) if key is ANONYMOUS else key.digest
-        try:
-            return self._limiter.enter(caller, key.limits)
-        except RateLimited as error:
-            call.reply_headers = self._limiter.standing_of(caller, key.limits)
-            self._verdicts.log(error.status, client, key.label, call.method, call.prefix + call.path)
-            raise
+def _caller(key: Key, client: str) -> bytes | str:
+    """Whom limits count: a key, or an address."""
+    return group_of(client) if key is ANONYMOUS else key.digest

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from hilbert.api.call import Asked, Call
 from hilbert.errors import CapacityError, Overloaded
-from hilbert.logs import LateLines
+from hilbert.logs import Form, LateLines
 from hilbert.models import outcome_of
 from hilbert.observability import Metrics, RequestTrace, Stage, Tracer
 
@@ -38,7 +39,7 @@ class Records:
         self._metrics = metrics
         self._slow_seconds = slow_seconds
         self._tracer = tracer
-        self._lines = LateLines(logger)
+        self._lines = LateLines(logger, Form(_said, dict))
 
     @property
     def is_tracing(self) -> bool:
@@ -102,10 +103,8 @@ class Records:
             fields["tokens"] = call.num_tokens
         if trace_id:
             fields["trace_id"] = trace_id
-        word = "failed" if status >= 400 else "slow"
-        said = f"{word} request: {_words(fields)}"
         is_one_of_many = isinstance(call.error, Overloaded)
-        self._lines.add(level, (time.time(), said, fields), may_wait=is_one_of_many)
+        self._lines.add(level, (time.time(), fields), may_wait=is_one_of_many)
 
 
 def _outcome(call: Call, status: int) -> str:
@@ -116,14 +115,17 @@ def _outcome(call: Call, status: int) -> str:
     return "client_error" if status < 500 else "server_error"
 
 
-def _words(fields: dict[str, object]) -> str:
+def _said(fields: dict[str, Any]) -> str:
     """``name=value …``; a value that would not stay on the line is written as a Python string."""
-    words = []
-    for name, value in fields.items():
-        text = str(value)
-        is_plain = text.isascii() and text.isprintable() and " " not in text
-        words.append(f"{name}={text if is_plain else ascii(text)}")
-    return " ".join(words)
+    word = "failed" if fields["status"] >= 400 else "slow"
+    text = " ".join([f"{name}={value}" for name, value in fields.items()])
+    if not (text.isascii() and text.isprintable() and text.count(" ") == len(fields) - 1):
+        text = " ".join([f"{name}={_plain(str(value))}" for name, value in fields.items()])
+    return f"{word} request: {text}"
+
+
+def _plain(text: str) -> str:
+    return text if text.isascii() and text.isprintable() and " " not in text else ascii(text)
 
 
 def _trace(call: Call, status: int, ended: float) -> RequestTrace:
