@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -34,8 +33,8 @@ class SeeingProcessor(TextProcessor):
                     raise MediaError(f"input[{index}]: no image.", param="input", index=index)
                 found.append(Sequence(request_id, index, ids_of_bytes(given.data)))
             else:
-                alone = super().encode(replace(request, inputs=(given,)), request_id)
-                found.append(replace(alone[0], index=index))
+                alone = super().encode(msgspec.structs.replace(request, inputs=(given,)), request_id)
+                found.append(msgspec.structs.replace(alone[0], index=index))
         return tuple(found)
 
 

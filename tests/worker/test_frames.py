@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import msgspec
@@ -50,7 +49,7 @@ def requests(draw):
             features = np.arange(length * 6, dtype=np.float32).reshape(2, length, 3)
             modality = draw(st.sampled_from([Modality.IMAGE, Modality.AUDIO]))
             sequence = Sequence(5, index, NO_IDS, features=features, modality=modality)
-            sequences.append(replace(sequence, num_feature_tokens=draw(st.integers(1, 9))))
+            sequences.append(msgspec.structs.replace(sequence, num_feature_tokens=draw(st.integers(1, 9))))
             continue
         sequences.append(Sequence(5, index, ids, types, draw(st.integers(0, 3))))
     outputs = draw(st.sets(st.sampled_from(list(OutputType)), min_size=1))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -23,8 +23,7 @@ class Scale(StrEnum):
     """What the model's own config says: the default of sentence-transformers' CrossEncoder."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeResult:
+class EncodeResult(msgspec.Struct, frozen=True):
     """Everything that one pass returned for the inputs, in their order. What was not asked for is None.
 
     Attributes:
@@ -48,8 +47,7 @@ class EncodeResult:
         return dense + sparse + sum(rows.size for rows in self.multivector or ())
 
 
-@dataclass(frozen=True, slots=True)
-class RerankRequest:
+class RerankRequest(msgspec.Struct, frozen=True):
     """One call that orders documents by their relevance to a query.
 
     Attributes:
@@ -76,8 +74,7 @@ class RerankRequest:
     truncation_side: Side | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RerankResult:
+class RerankResult(msgspec.Struct, frozen=True):
     """Documents from the most to the least relevant; ties keep their order.
 
     Attributes:
@@ -94,8 +91,7 @@ class RerankResult:
     warning: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ClassifyRequest:
+class ClassifyRequest(msgspec.Struct, frozen=True):
     """One call that puts texts, or pairs of texts, into classes.
 
     Attributes:
@@ -111,8 +107,7 @@ class ClassifyRequest:
     truncation_side: Side | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ClassifyResult:
+class ClassifyResult(msgspec.Struct, frozen=True):
     """The scores of all classes, best first.
 
     Attributes:
@@ -129,8 +124,7 @@ class ClassifyResult:
     timing: Timing
 
 
-@dataclass(frozen=True, slots=True)
-class ExtractRequest:
+class ExtractRequest(msgspec.Struct, frozen=True):
     """One call that looks for spans of some kinds in texts.
 
     Attributes:
@@ -149,8 +143,7 @@ class ExtractRequest:
     timeout_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ExtractResult:
+class ExtractResult(msgspec.Struct, frozen=True):
     """The spans of each text, in the order of the texts.
 
     Attributes:
@@ -171,8 +164,7 @@ class ExtractResult:
         return sum(rows.size for rows in self.spans)
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(msgspec.Struct, frozen=True):
     """One token of a text.
 
     Attributes:

@@ -7,10 +7,10 @@ in, raw rows out. Everything carries ids, never futures, so that the engine may 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -38,8 +38,7 @@ class OutputType(StrEnum):
 DENSE_ONLY: frozenset[OutputType] = frozenset({OutputType.DENSE})
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedRequest:
+class EmbedRequest(msgspec.Struct, frozen=True):
     """One call for vectors, in the words of no dialect.
 
     Attributes:
@@ -76,8 +75,7 @@ class EmbedRequest:
     chunks: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(msgspec.Struct, frozen=True):
     """Seconds that one request spent in each stage; the maximum over its sequences.
 
     Loading is that of images and sounds that the request points to, before anything is tokenized.
@@ -89,8 +87,7 @@ class Timing:
     load_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedResult:
+class EmbedResult(msgspec.Struct, frozen=True):
     """Finished vectors ``[N, E]`` float32, C-contiguous, in the order of the inputs."""
 
     vectors: FloatArray
@@ -98,8 +95,7 @@ class EmbedResult:
     timing: Timing = Timing()
 
 
-@dataclass(frozen=True, slots=True)
-class Sequence:
+class Sequence(msgspec.Struct, frozen=True):
     """One thing the model sees.
 
     Attributes:
@@ -129,8 +125,7 @@ class Sequence:
         return len(self.input_ids) or self.num_feature_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One call, tokenized. `deadline` is on the clock of the engine that runs it (`time.monotonic`)."""
 
     id: int
@@ -144,8 +139,7 @@ class Request:
         return sum(s.num_tokens for s in self.sequences)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """What the scheduler hands to the runtime: sequences of any requests, in arrival order."""
 
     sequences: tuple[Sequence, ...]
@@ -157,8 +151,7 @@ class Batch:
         return sum(s.num_tokens for s in self.sequences)
 
 
-@dataclass(frozen=True, slots=True)
-class SparseVector:
+class SparseVector(msgspec.Struct, frozen=True):
     """The weights of one sequence over the vocabulary, the zeros left out.
 
     Attributes:
@@ -170,8 +163,7 @@ class SparseVector:
     weights: FloatArray
 
 
-@dataclass(frozen=True, slots=True)
-class BatchOutput:
+class BatchOutput(msgspec.Struct, frozen=True):
     """What a runtime returns: row i belongs to sequence i of the batch. What was not asked for is None.
 
     Attributes:
@@ -187,8 +179,7 @@ class BatchOutput:
     sparse: tuple[SparseVector, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """The engine's answer to one request.
 
     Attributes:
@@ -204,6 +195,6 @@ class Output:
     logits: FloatArray | None = None
     multivector: tuple[FloatArray, ...] | None = None
     sparse: tuple[SparseVector, ...] | None = None
-    errors: dict[int, ServingError] = field(default_factory=dict)
+    errors: dict[int, ServingError] = msgspec.field(default_factory=dict)
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0

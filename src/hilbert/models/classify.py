@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import msgspec
 import numpy as np
 
 from hilbert.core import (
@@ -61,9 +60,11 @@ class ClassifyWork:
             (), prompt="", truncate=request.truncate, truncation_side=request.truncation_side
         )
         if len(self._texts) == len(request.inputs):
-            return self._facts.processor.encode(replace(alone, inputs=self._texts), request_id)
+            return self._facts.processor.encode(
+                msgspec.structs.replace(alone, inputs=self._texts), request_id
+            )
         return tuple(
-            self._one(replace(alone, inputs=(given,)), request_id, index)
+            self._one(msgspec.structs.replace(alone, inputs=(given,)), request_id, index)
             if isinstance(given, str)
             else self._pair(given, request_id, index)
             for index, given in enumerate(request.inputs)
@@ -72,7 +73,7 @@ class ClassifyWork:
     def _one(self, request: EmbedRequest, request_id: int, index: int) -> Sequence:
         with called("input", shift=index):
             (sequence,) = self._facts.processor.encode(request, request_id)
-        return replace(sequence, index=index)
+        return msgspec.structs.replace(sequence, index=index)
 
     def _pair(self, pair: tuple[str, str], request_id: int, index: int) -> Sequence:
         request = self._request
@@ -82,7 +83,7 @@ class ClassifyWork:
             )
         except ServingError as error:
             raise _about_pair(error, index) from error
-        return replace(pairs.sequences[0], index=index)
+        return msgspec.structs.replace(pairs.sequences[0], index=index)
 
     def finish(self, output: Output, num_tokens: int, timing: Timing) -> ClassifyResult:
         """See `Work`."""

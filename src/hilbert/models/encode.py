@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import msgspec
 import numpy as np
 
 from hilbert.core import (
@@ -78,7 +77,7 @@ class EncodeWork:
         Raises:
             MediaError: one cannot be had.
         """
-        self._request = replace(self._request, inputs=await loader.load(self._request.inputs))
+        self._request = msgspec.structs.replace(self._request, inputs=await loader.load(self._request.inputs))
 
     @property
     def has_references(self) -> bool:
@@ -199,7 +198,7 @@ def with_empty_rows(
         sparse = [SparseVector(np.empty(0, np.int32), np.empty(0, np.float32))] * num_rows
         for place, vector in zip(places, given.sparse or (), strict=True):
             sparse[place] = vector
-    return replace(
+    return msgspec.structs.replace(
         given,
         dense=dense,
         logits=logits,

@@ -14,12 +14,13 @@ import weakref
 from collections.abc import Collection, Coroutine, Iterable
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack, cast
 
+import msgspec
 import numpy as np
 
 from hilbert import hub
@@ -486,7 +487,7 @@ class Model:
 
     async def _piece(self, request: EmbedRequest, inputs: tuple[Input, ...]) -> EncodeResult:
         if inputs:
-            return await self._served.encode(replace(request, inputs=inputs))
+            return await self._served.encode(msgspec.structs.replace(request, inputs=inputs))
         facts, outputs = self._served.facts, request.outputs
         facts.require(outputs)
         facts.check_dimensions(request.dimensions, outputs)

@@ -7,8 +7,7 @@ and documents go through the engine as one request.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import msgspec
 import numpy as np
 
 from hilbert.core import (
@@ -153,7 +152,7 @@ class SimilarityWork:
             truncate=request.truncate,
             truncation_side=request.truncation_side,
         )
-        documents = replace(
+        documents = msgspec.structs.replace(
             query, inputs=clipped_documents(self._facts, request), prompt=None, input_type="document"
         )
         queries = self._facts.static_queries
@@ -168,7 +167,7 @@ class SimilarityWork:
             self._warning = _cut_warning(*cut)
         with called("documents"):
             rest = processor.encode(documents, request_id)
-        self._sequences = first + tuple(replace(s, index=s.index + 1) for s in rest)
+        self._sequences = first + tuple(msgspec.structs.replace(s, index=s.index + 1) for s in rest)
         return self._sequences
 
     def finish(self, output: Output, num_tokens: int, timing: Timing) -> RerankResult:

@@ -16,6 +16,8 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
 from typing import TypeVar
 
+import msgspec
+
 from hilbert.core import (
     DENSE_ONLY,
     ClassifyRequest,
@@ -225,7 +227,7 @@ class ServedModel:
         """The request with the server's word where it leaves truncation open; open means that it is cut."""
         if self.truncates or request.truncate is not None:
             return request
-        return replace(request, truncate=False)
+        return msgspec.structs.replace(request, truncate=False)
 
     async def _serve(self, work: Work[Result]) -> Result:
         """The one path of every request: admission, tokens, engine, result, and the books."""
@@ -313,7 +315,7 @@ class ServedModel:
         num_tokens = 0
         if filled:
             if len(filled) != len(sequences):
-                filled = tuple(replace(s, index=index) for index, s in enumerate(filled))
+                filled = tuple(msgspec.structs.replace(s, index=index) for index, s in enumerate(filled))
             request = Request(request_id, filled, work.outputs, deadline)
             num_tokens = request.num_tokens
             output = await self.engine.run(request)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import replace
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -64,4 +64,8 @@ def shaped(sequence: Sequence, tower: TextTower) -> Sequence:
     if missing > 0:
         filling = np.full(missing, tower.padding_id, dtype=np.int32)
         ids = np.concatenate([filling, ids] if tower.pads_left else [ids, filling])
-    return sequence if ids is sequence.input_ids else replace(sequence, input_ids=ids, token_type_ids=None)
+    return (
+        sequence
+        if ids is sequence.input_ids
+        else msgspec.structs.replace(sequence, input_ids=ids, token_type_ids=None)
+    )

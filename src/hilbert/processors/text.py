@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import numpy as np
 
 from hilbert.core import NO_IDS, EmbedRequest, Input, Media, MediaRef, ModelSpec, Sequence, Side, Token
@@ -217,7 +217,7 @@ class TextProcessor:
         sequences = self._encode(request, limit, request_id)
         if not is_query(request):
             return sequences
-        return tuple(replace(s, input_ids=fill(s.input_ids, sides)) for s in sequences)
+        return tuple(msgspec.structs.replace(s, input_ids=fill(s.input_ids, sides)) for s in sequences)
 
     def _limit_of(self, request: EmbedRequest, limit: int | None) -> int | None:
         """Tokens that a text of this request may have.

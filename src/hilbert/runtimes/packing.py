@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -178,7 +179,7 @@ def without_trailing(sequences: tuple[Sequence, ...], token_id: int | None) -> t
     for sequence in sequences:
         others = np.flatnonzero(sequence.input_ids != token_id)
         num = int(others[-1]) + 1 if len(others) else 1
-        cut.append(replace(sequence, input_ids=sequence.input_ids[:num]))
+        cut.append(msgspec.structs.replace(sequence, input_ids=sequence.input_ids[:num]))
     return tuple(cut)
 
 

@@ -18,7 +18,6 @@ import math
 import struct
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from dataclasses import replace
 from enum import IntEnum
 
 import msgspec
@@ -493,7 +492,7 @@ def _attach(sequences: list[Sequence], columns: Many[FeatureColumn], numbers: Fl
     end = 0
     for column in columns:
         begin, end = end, end + math.prod(column.shape)
-        sequences[column.index] = replace(
+        sequences[column.index] = msgspec.structs.replace(
             sequences[column.index],
             features=numbers[begin:end].reshape(column.shape),
             modality=column.modality,

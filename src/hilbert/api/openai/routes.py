@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import orjson
@@ -90,12 +90,13 @@ class EmbeddingsRoute:
         request = order.request
         inputs = for_model(request.inputs, order.named, order.modality, model.name, model.spec.modalities)
         if inputs is not request.inputs:
-            request = replace(request, inputs=inputs)
+            request = msgspec.structs.replace(request, inputs=inputs)
         if output is not OutputType.DENSE:
             _check_form(order, output)
-            request = replace(request, outputs=frozenset({output}))
+            request = msgspec.structs.replace(request, outputs=frozenset({output}))
         if output is OutputType.SPARSE and not order.is_normalized:
-            request = replace(request, normalize=None)  # the default is for vectors of a length
+            # The default is for vectors of a length.
+            request = msgspec.structs.replace(request, normalize=None)
         result = await call.unless_gone(model.encode(request))
         if result.dense is not None and order.encoding == "bytes":
             rows = numbers(result.dense, order.dtype, model.embedding_dtype, order.encoding)

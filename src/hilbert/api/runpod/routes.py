@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from urllib.parse import parse_qs
 
 import msgspec
@@ -96,7 +95,7 @@ def runpod_rerank(settings: ApiSettings, ask: Ask) -> Claim:
         assert reply is not None, "the path is one of this server's own"
         call.num_tokens += inner.num_tokens
         body = renamed(reply.body, errand) if reply.status >= 400 else errand.to_output(reply.body)
-        return replace(reply, body=body)
+        return msgspec.structs.replace(reply, body=body)
 
     return Claim("docs", rank, dialect)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Generic, TypeVar
+
+import msgspec
 
 from hilbert.api.body import BodyDecoder
 from hilbert.api.call import JSON, Call, Reply
@@ -82,9 +83,10 @@ class EncodeRoute(_ItemsRoute[protocol.EncodeBody, protocol.Order]):
         request = order.request
         model = await self._model(call, _TASKS.get(request.outputs, Task.EMBED), order.model)
         if not request.outputs:
-            request = replace(request, outputs=frozenset({_usual_output(model)}))
+            request = msgspec.structs.replace(request, outputs=frozenset({_usual_output(model)}))
         if request.outputs == {OutputType.SPARSE}:
-            request = replace(request, normalize=None)  # as SIE, which scales the other kinds only
+            # As SIE, which scales the other kinds only.
+            request = msgspec.structs.replace(request, normalize=None)
         with called("items"):
             result = await call.unless_gone(model.encode(request))
         seconds = time.perf_counter() - call.started

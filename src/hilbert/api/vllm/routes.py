@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Iterator
-from dataclasses import astuple
 from functools import partial
 from typing import NamedTuple
+
+from msgspec.structs import astuple
 
 from hilbert.api.call import Call, Reply
 from hilbert.api.exchange import model_for, ordered, written
