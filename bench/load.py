@@ -216,11 +216,12 @@ class Flight(Connection):
 
 
 def open_loop(
-    port: int, path: str, bodies: Path, connections: int, seconds: float, rate: float
+    port: int, path: str, bodies: Path, connections: int, seconds: float, rate: float, warm_up: float
 ) -> dict[str, Any]:
     """Send `rate` requests per second for `seconds`, whether or not they are answered, then wait for all.
 
-    What has not been answered when the sending ends is waited for, and does not count as goodput. It wakes
+    What has not been answered when the sending ends is waited for, and does not count as goodput; nor do the
+    first `warm_up` seconds, in which the server's queue fills and few answers can come out of it. It wakes
     every two milliseconds, sends what is due and takes what has come: on a machine that it shares with the
     server, a turn for each answer would cost the server several times what the answers cost. So latencies
     are up to two milliseconds longer here than they were.
@@ -253,8 +254,10 @@ def open_loop(
     for _ in range(connections):
         open_one()
     start = time.perf_counter()
-    num_due = 0
+    num_due = num_before = 0
     while (now := time.perf_counter() - start) < seconds:
+        if now < warm_up:
+            num_before = len(tally.accepted)
         due = int(now * rate)
         while num_due < due:
             num_due += 1
@@ -274,7 +277,7 @@ def open_loop(
     return {
         "requests": num_due,
         "seconds": round(took, 3),
-        "goodput_per_second": round(num_answered / took, 3),
+        "goodput_per_second": round((num_answered - num_before) / (took - warm_up), 3),
         "unsent": tally.num_unsent,
         "others": tally.others,
         "without_retry_after": tally.num_without_retry_after,
@@ -347,12 +350,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--count", type=int)
     parser.add_argument("--rate", type=float, default=100.0, help="requests per second in `open`")
+    parser.add_argument("--warm-up", type=float, default=0.0, help="seconds in `open` without goodput")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between queries in `beside`")
     a = parser.parse_args()
     if a.mode == "beside":
         result = run_loop(beside(a.port, a.path, a.bulk, a.bodies, a.seconds or 10, a.pause))
     elif a.mode == "open":
-        result = open_loop(a.port, a.path, a.bodies, a.connections, a.seconds or 10, a.rate)
+        result = open_loop(a.port, a.path, a.bodies, a.connections, a.seconds or 10, a.rate, a.warm_up)
     else:
         result = run_loop(closed_loop(a.port, a.path, a.bodies, a.connections, a.seconds, a.count))
     used = resource.getrusage(resource.RUSAGE_SELF)

@@ -6,8 +6,9 @@
 
 Capacity is what a closed loop of 32 connections gets from the same server with the same bodies (`load.py`,
 before and after, the better of the two); the open loop then sends ten times as many per second, whatever is
-answered. Prints JSON. The generator runs on the same machine and takes its share of it: `cpu_shares` says how
-much of all CPUs each of the three took, and `lag_p99_ms` how late the generator was itself.
+answered. Answers count from when the queue has been filled and emptied twice. Prints JSON. The generator runs
+on the same machine and takes its share of it: `cpu_shares` says how much of all CPUs each of the three took,
+and `lag_p99_ms` how late the generator was itself.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def measure(server: Server, bodies: Path, seconds: float, connections: int) -> d
             flood = load(
                 live, "open", "--bodies", str(bodies), "--rate", str(TIMES * capacity),
                 "--connections", str(connections), "--seconds", str(seconds),
+                "--warm-up", str(2 * MAX_CONCURRENT / capacity),
             )  # fmt: skip
         front, others = (now - then for now, then in zip(cpu_seconds(live), start, strict=True))
         again = closed(live, bodies, AGAIN_SECONDS)  # its process is up within half a second
