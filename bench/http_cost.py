@@ -39,6 +39,7 @@ def serve(listener: int, keys_file: str, is_full: bool) -> None:
 
     from hilbert import hub
     from hilbert.api import ApiSettings, create_app
+    from hilbert.api.call import ANSWER
     from hilbert.cli.http import HttpServer
     from hilbert.core import Output, OutputType, Request
     from hilbert.engine import Health
@@ -88,7 +89,7 @@ def serve(listener: int, keys_file: str, is_full: bool) -> None:
         else:
             await app(scope, receive, send)
 
-    server = HttpServer(bare_or_app)
+    server = HttpServer(bare_or_app, answer_name=ANSWER)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run_on(socket.socket(fileno=listener)))
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 
 from hilbert import hub
 from hilbert.api import ApiSettings, create_app
+from hilbert.api.call import ANSWER
+from hilbert.cli.http import HttpServer
 from hilbert.core import ModelSpec, OutputType
 from hilbert.engine import Device, Engine, LocalEngine
 from hilbert.models import Registry, ServedModel
@@ -131,11 +132,7 @@ def running(
     registry = Registry(models)
     app = create_app(registry, settings, metrics)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, http="httptools", loop="uvloop", log_config=None, access_log=False, lifespan="off"
-        )
-    )
+    server = HttpServer(app, answer_name=ANSWER)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -13,10 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 
 from hilbert.api import create_app
+from hilbert.api.call import Call
+from hilbert.core import EmbedResult
 from hilbert.engine.base import Health
 from hilbert.testing.runtime import FakeRuntime
 
@@ -129,6 +132,34 @@ def test_a_request_that_fails_leaves_no_garbage(serve):
 
     assert asyncio.run(ask_often()) < 100
     assert set(statuses) == {429, None}
+
+
+def test_a_slow_request_leaves_no_garbage_either() -> None:
+    """After a tenth of a second somebody listens for its client, and stops when it is answered."""
+
+    async def slow() -> None:
+        async def silence() -> dict[str, Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def work() -> EmbedResult:
+            await asyncio.sleep(0.15)
+            return EmbedResult(np.zeros((1, 2), np.float32), 1)
+
+        await Call("POST", "/", {}, silence).unless_gone(work())
+
+    async def count() -> int:
+        await slow()
+        gc.collect()
+        gc.disable()
+        try:
+            await asyncio.gather(*[slow() for _ in range(50)])
+            await asyncio.sleep(0)
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    assert asyncio.run(count()) < 50
 
 
 def test_a_full_model_does_not_refuse_for_others(serve):

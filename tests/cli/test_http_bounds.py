@@ -1,8 +1,10 @@
-"""What uvicorn alone would not bound, and requests that it alone would get wrong."""
+"""What uvicorn alone would not bound or get wrong, and answers that are written at once."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -176,3 +178,72 @@ def test_a_wish_to_upgrade_is_not_granted_and_harms_nothing() -> None:
             assert (await _say(address, bare * 3)).count(b"HTTP/1.1 200") == 3
 
     asyncio.run(story())
+
+
+_HEADERS = ((b"content-length", b"2"), (b"x-one", b"1"), (b"x-two", b"2 2"))
+_MORE = {"/broken": ((b"x", b"1\r\ny: 2"),), "/last": ((b"connection", b"close"),)}
+
+
+async def _either_way(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    headers = _HEADERS + _MORE.get(scope["path"], ())
+    body = b"" if scope["method"] == "HEAD" else b"ok"
+    if scope["query_string"] != b"send":
+        assert scope["extensions"]["an.answer"]["write"](201, headers, body)
+        return
+    await send({"type": "http.response.start", "status": 201, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _answers(requests: list[bytes]) -> list[bytes]:
+    sock = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(_either_way, answer_name="an.answer")
+    serving = asyncio.create_task(server.run_on(sock))
+    answers = []
+    for request in requests:
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(request)
+        async with asyncio.timeout(10):
+            answers.append(await reader.read())
+        writer.close()
+    server.leave()
+    await serving
+    return [re.sub(rb"date: [^\r]*", b"date: now", answer) for answer in answers]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /%s HTTP/1.1\r\nconnection: close\r\n\r\n",
+        b"GET /%s HTTP/1.0\r\n\r\n",
+        b"GET /last%s HTTP/1.1\r\n\r\n",
+        b"HEAD /%s HTTP/1.1\r\nconnection: close\r\n\r\n",
+        b"POST /%s HTTP/1.1\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\na",
+        b"GET /%s HTTP/1.1\r\n\r\nGET /%s HTTP/1.1\r\nconnection: close\r\n\r\n",
+    ],
+    ids=["close", "1.0", "last", "head", "expect", "pipelined"],
+)
+def test_an_answer_at_once_is_the_same_bytes(request_: bytes) -> None:
+    at_once, by_send = asyncio.run(_answers([request_.replace(b"%s", way) for way in (b"", b"?send")]))
+    assert at_once == by_send and at_once.count(b"HTTP/1.1 201") == request_.count(b"%s")
+
+
+def test_no_header_can_end_its_line() -> None:
+    (answer,) = asyncio.run(_answers([b"GET /broken HTTP/1.1\r\nconnection: close\r\n\r\n"]))
+    assert answer.startswith(b"HTTP/1.1 500") and b"y: 2" not in answer
+
+
+def test_neither_requests_nor_connections_leave_garbage() -> None:
+    asked = b"GET / HTTP/1.1\r\n\r\n" * 20 + b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
+
+    async def talk(times: int) -> int:
+        gc.collect()
+        gc.disable()
+        try:
+            await _answers([asked] * times)
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    asyncio.run(talk(1))
+    assert asyncio.run(talk(11)) - asyncio.run(talk(1)) < 10 * 21

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from hilbert.api.admin import admin_routes
-from hilbert.api.call import Call, ClientGone, Receive, Reply, Scope, Send, send_reply
+from hilbert.api.call import ANSWER, Call, ClientGone, Receive, Reply, Scope, Send, send_reply
 from hilbert.api.cohere import cohere_routes, cohere_v2_routes
 from hilbert.api.gate import Gate
 from hilbert.api.infinity import infinity_routes
@@ -66,7 +66,7 @@ def create_app(
         return app
     from starlette.middleware.cors import CORSMiddleware
 
-    return CORSMiddleware(
+    cors = CORSMiddleware(
         app,
         allow_origins=["*"] if settings.permissive_cors else origins,
         allow_methods=["*"],
@@ -86,6 +86,12 @@ def create_app(
             ),
         ],
     )
+
+    async def by_send(scope: Scope, receive: Receive, send: Send) -> None:
+        scope.pop("extensions", None)  # an answer that goes past the middleware has none of its headers
+        await cors(scope, receive, send)
+
+    return by_send
 
 
 def make_app(
@@ -172,6 +178,9 @@ class App:
         peer = client[0] if client else None
         call = Call(scope["method"], path, dict(scope["headers"]), receive, peer, self._body_seconds)
         call.query = scope.get("query_string", b"")
+        extensions = scope.get("extensions")
+        if extensions and ANSWER in extensions:
+            call.answer = extensions[ANSWER]["write"]
         if self._is_traced:
             self._records.open(call)
         if self._models.by_prefix:

@@ -9,10 +9,13 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import count
+from types import coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
 
 from hilbert.access import ANONYMOUS, Key
 from hilbert.core import EncodeResult, Task, Timing
@@ -26,6 +29,13 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+ANSWER = "hilbert.answer"
+"""An ASGI extension whose ``write`` takes a whole answer at once, where the server can (`cli/http.py`)."""
+
+Headers = tuple[tuple[bytes, bytes], ...]
+Answer = Callable[[int, Headers, bytes], bool]
+"""Status, headers and body in; false where it has to go by `send`."""
 
 
 class Dialect(Protocol):
@@ -83,14 +93,13 @@ class ClientGone(Exception):
     """The client closed its connection; nobody is left to answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What goes back. Length, request id and timing headers are added on the way out."""
 
     body: bytes
     status: int = 200
     media_type: bytes = JSON
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: Headers = ()
 
 
 @dataclass(slots=True)
@@ -121,6 +130,7 @@ class Call:
         tail: what a route that ends in ``*`` matched there.
         started: `time.perf_counter()` at arrival.
         query: what stands behind the ``?``, as received.
+        answer: writes the reply in one piece; None where the server cannot.
         peer: the address at the other end of the connection; None for a unix socket.
         body_seconds: how long a body may take to arrive; a large one gets more, by its size.
         key: who asks; set at the gate.
@@ -140,6 +150,7 @@ class Call:
 
     __slots__ = (
         "_unread",
+        "answer",
         "asked",
         "body_seconds",
         "computed_at",
@@ -185,12 +196,13 @@ class Call:
         self.receive = receive
         self.tail = ""
         self.query = b""
+        self.answer: Answer | None = None
         self.peer = peer
         self.key = ANONYMOUS
         self.dialect: Dialect | None = None
         self._unread: bytes | None = None
         self.num_tokens = 0
-        self.reply_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.reply_headers: Headers = ()
         self.route: Route | None = None
         self.entry: Entry | None = None
         self.asked: Asked | None = None
@@ -226,9 +238,16 @@ class Call:
             if self.headers.get(b"expect", b"").lower() != b"100-continue":
                 await self._drain(0)
             raise _too_large(int(length), max_bytes)
+        coming = self._next()
+        message, pause = _begun(coming)
+        if message is not None and not message.get("more_body", False):
+            whole: bytes = message.get("body", b"")
+            if len(whole) > max_bytes:
+                raise _too_large(len(whole), max_bytes)
+            return whole  # as most are here by now, and need no timer
         try:
             async with asyncio.timeout(self.body_seconds) as limit:
-                return await self._read(max_bytes, limit)
+                return await self._read(message or await _resumed(coming, pause), max_bytes, limit)
         except TimeoutError:
             raise RequestTooSlow(
                 f"The request body did not arrive within {self.body_seconds:g} s (--body-timeout), and "
@@ -239,29 +258,25 @@ class Call:
         """Put the body back, for whoever reads it next."""
         self._unread = raw
 
-    async def _read(self, max_bytes: int, limit: asyncio.Timeout) -> bytes:
-        message = await self._next()
-        chunk: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            if len(chunk) > max_bytes:
-                raise _too_large(len(chunk), max_bytes)
-            return chunk
-        chunks = [chunk]
-        size = len(chunk)
+    async def _read(self, message: Message, max_bytes: int, limit: asyncio.Timeout) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
         deadline = limit.when() or 0.0
-        while message.get("more_body", False):
-            limit.reschedule(deadline + size / _SLOWEST_BYTES_PER_SECOND)
-            message = await self._next()
+        while True:
             chunk = message.get("body", b"")
+            has_more = message.get("more_body", False)
             chunks.append(chunk)
             size += len(chunk)
             if size > max_bytes:
                 chunks.clear()
                 limit.reschedule(None)
-                if message.get("more_body", False):
+                if has_more:
                     await self._drain(size)
                 raise _too_large(None, max_bytes)
-        return b"".join(chunks)
+            if not has_more:
+                return b"".join(chunks)
+            limit.reschedule(deadline + size / _SLOWEST_BYTES_PER_SECOND)
+            message = await self._next()
 
     async def _next(self) -> Message:
         message = await self.receive()
@@ -344,8 +359,9 @@ class _Watch:
         self._listener = asyncio.ensure_future(self._listen())
 
     def stop(self) -> None:
-        if self._listener is not None:
-            self._listener.cancel()
+        listener, self._listener = self._listener, None  # whose error would hold this, and this it
+        if listener is not None:
+            listener.cancel()
 
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -358,24 +374,42 @@ async def send_reply(send: Send, call: Call, reply: Reply) -> None:
     """Write a reply with its length, the request id and how long it took."""
     call.replied_at = time.perf_counter()
     milliseconds = (call.replied_at - call.started) * 1000
-    await send(
-        {
-            "type": "http.response.start",
-            "status": reply.status,
-            "headers": [
-                (b"content-type", reply.media_type),
-                (b"content-length", b"%d" % len(reply.body)),
-                (b"x-request-id", call.request_id),
-                (
-                    b"openai-processing-ms",
-                    b"%.3g" % milliseconds if milliseconds < 100 else b"%d" % milliseconds,
-                ),
-                *call.reply_headers,
-                *reply.headers,
-            ],
-        }
+    headers = (
+        (b"content-type", reply.media_type),
+        (b"content-length", b"%d" % len(reply.body)),
+        (b"x-request-id", call.request_id),
+        (b"openai-processing-ms", b"%.3g" % milliseconds if milliseconds < 100 else b"%d" % milliseconds),
+        *call.reply_headers,
+        *reply.headers,
     )
-    await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else reply.body})
+    body = b"" if call.method == "HEAD" else reply.body
+    if call.answer is None or not call.answer(reply.status, headers, body):
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _begun(work: Coroutine[Any, Any, Message]) -> tuple[Message | None, Any]:
+    """Run a coroutine as far as it comes without waiting: what it returns, else what it waits for."""
+    try:
+        return None, work.send(None)
+    except StopIteration as done:
+        return done.value, None
+
+
+@coroutine
+def _resumed(begun: Coroutine[Any, Any, Message], pause: Any) -> Generator[Any, Any, Message]:
+    """The rest of a coroutine that was begun by hand and waits for `pause`."""
+    try:
+        while True:
+            try:
+                given = yield pause
+            except BaseException as error:
+                pause = begun.throw(error)
+            else:
+                pause = begun.send(given)
+    except StopIteration as done:
+        message: Message = done.value
+        return message
 
 
 def _too_large(size: int | None, limit: int) -> PayloadTooLarge:

@@ -122,6 +122,7 @@ class _Server:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(roster.loader.first_order.wait(), _ORDERS_FIRST_SECONDS)
         self._tracer = await in_thread(partial(_prepare, self._settings))
+        from hilbert.api.call import ANSWER
         from hilbert.cli.door import Door
         from hilbert.cli.http import HttpServer, HttpSettings
 
@@ -131,7 +132,7 @@ class _Server:
 
             watch = ConfigWatch(self._settings.config, self._read, roster)
         door = Door(self._make_app(roster, watch))
-        http = HttpServer(door, HttpSettings.of(self._settings))
+        http = HttpServer(door, HttpSettings.of(self._settings), answer_name=ANSWER)
         serving = asyncio.create_task(http.run_on(self._sock))
         coming_up = asyncio.create_task(self._come_up(roster, watch))
         stopping = asyncio.create_task(self._stop.wait())
