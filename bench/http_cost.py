@@ -6,9 +6,9 @@ Starts the real application under uvicorn in a child process, drives it over kee
 this one, and reads the child's CPU time before and after. Prints JSON: microseconds of CPU per request
 for each kind of request, from a bare ASGI function (the price of uvicorn alone) upwards, so that the
 differences explain the sum. The CPU time of the client is not in it. At the end, what the front door adds:
-the same requests at a second server with 200 keys in a file, every limit set and a log line for each verdict,
-taken in turns with the first. And what a refusal costs: a third server, which has no room for one more
-request and, as by default, logs a line for each that it refuses.
+the same requests at a second server with 200 keys in a file and every limit set, and at a third that also
+writes a log line for each verdict, taken in turns with the first. And what a refusal costs: a fourth server,
+which has no room for one more request and, as by default, logs a line for each that it refuses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NUM_TOKENS = 98  # the mean of the `mixed` workload
 TEXT = "packed rows of hidden states are attended within their own borders and no token is wasted"
 
 
-def serve(listener: int, keys_file: str, is_full: bool) -> None:
+def serve(listener: int, keys_file: str, is_full: bool, is_logged: bool) -> None:
     """The child: the application on an inherited listening socket; with keys, limits and a log if wanted."""
     import numpy as np
     import uvloop
@@ -74,7 +74,7 @@ def serve(listener: int, keys_file: str, is_full: bool) -> None:
     )
     settings = ApiSettings()
     if keys_file or is_full:
-        log_to_stderr("info")
+        log_to_stderr("info" if is_logged else "error")
     if keys_file:
         much = "rate=1000000 burst=1000000 tokens=1000000000 concurrent=10000"
         settings = ApiSettings(keys_file=keys_file, limits_per_key=much, limits_overall=much)
@@ -163,9 +163,9 @@ async def drive(port: int, data: bytes, num_requests: int, num_connections: int)
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of all threads of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Time on a processor of all threads of a process, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def measure(num_requests: int, num_connections: int, repeats: int) -> dict[str, Any]:
@@ -191,7 +191,8 @@ def measure(num_requests: int, num_connections: int, repeats: int) -> dict[str, 
     with (
         tempfile.TemporaryDirectory() as folder,
         running() as door,
-        running("--keys-file", write_keys(folder)) as guarded,
+        running("--keys-file", write_keys(folder), "--no-log") as guarded,
+        running("--keys-file", write_keys(folder)) as logged,
         running("--full") as full,
     ):
         for name in (f"text of {NUM_TOKENS} tokens, base64", "one-word text, base64"):
@@ -202,15 +203,16 @@ def measure(num_requests: int, num_connections: int, repeats: int) -> dict[str, 
             cpu_us, rate = runs[len(runs) // 2]
             results[name] = {"cpu_us_per_request": round(cpu_us, 1), "requests_per_second": round(rate)}
         data = kinds["one-word text, base64"]
-        pairs = [
-            [cost(each, data, num_requests // 5, num_connections)[0] for each in (door, guarded)]
+        turns = [
+            [cost(each, data, num_requests // 5, num_connections)[0] for each in (door, guarded, logged)]
             for _ in range(5 * repeats)
         ]
-        added = sorted(there - here for here, there in pairs)
-        results["added by keys, limits and a log line each"] = {
-            "cpu_us_per_request": round(added[len(added) // 2], 1),
-            "quartiles": [round(added[len(added) * quarter // 4], 1) for quarter in (1, 3)],
-        }
+        for name, place in (("keys and limits", 1), ("keys, limits and a log line each", 2)):
+            added = sorted(turn[place] - turn[0] for turn in turns)
+            results[f"added by {name}"] = {
+                "cpu_us_per_request": round(added[len(added) // 2], 1),
+                "quartiles": [round(added[len(added) * quarter // 4], 1) for quarter in (1, 3)],
+            }
     return results
 
 
@@ -266,9 +268,10 @@ def main() -> None:
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--keys-file", default="", help=argparse.SUPPRESS)
     parser.add_argument("--full", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no-log", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
-        serve(arguments.serve, arguments.keys_file, arguments.full)
+        serve(arguments.serve, arguments.keys_file, arguments.full, not arguments.no_log)
         return
     results = measure(arguments.requests, arguments.connections, arguments.repeats)
     about = {
