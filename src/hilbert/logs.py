@@ -42,6 +42,10 @@ class Form:
     name: Callable[[Any], Mapping[str, object]]
 
 
+PLAIN = Form(str, lambda _: {})
+"""Events that are no more than a message."""
+
+
 if TYPE_CHECKING:
     _Stream = logging.StreamHandler[TextIO]
 else:

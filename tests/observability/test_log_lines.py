@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cli_house import Server, hilbert, served_folder
 
-from hilbert.logs import LineHandler, without_message
+from hilbert.logs import PLAIN, LineHandler, without_message
 
 # A worker whose runtimes cannot be made: `operator.add` of a model and its settings.
 NO_RUNTIME = [
@@ -58,10 +58,10 @@ def test_a_log_on_a_full_disk_fails_nobody() -> None:
     handler = LineHandler()
     handler.setStream(open("/dev/full", "w"))  # noqa: SIM115  # closing it fails, too
     for _ in range(3):
-        handler.write_all("INFO", "hilbert.access", [(0.0, "ok", {})] * 1000)
+        handler.write_all("INFO", "hilbert.access", PLAIN, [(0.0, "ok")] * 1000)
     with suppress(OSError):
         handler.stream.close()
-    handler.write_all("INFO", "hilbert.access", [(0.0, "closed", {})])
+    handler.write_all("INFO", "hilbert.access", PLAIN, [(0.0, "closed")])
     assert handler.stream.closed
 
 

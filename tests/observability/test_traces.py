@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -159,7 +160,8 @@ def test_who_wants_traces_and_over_what(flag: str, environ: dict[str, str], is_h
 def test_a_broken_environment_ends_no_server_that_did_not_ask(name: str, value: str, monkeypatch, caplog):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv(name, value)
-    assert _prepare(load(["-m", "a/b"], {}, "serve")[0]) is None
+    with caplog.at_level(logging.WARNING, "hilbert"):  # whatever another test has made of it
+        assert _prepare(load(["-m", "a/b"], {}, "serve")[0]) is None
     assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but traces cannot be sent" in caplog.text
     flag = value if "ENDPOINT" in name else "http://127.0.0.1:1"
     with pytest.raises(InvalidInput, match="traces cannot be sent"):

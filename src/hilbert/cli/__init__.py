@@ -156,9 +156,9 @@ def _tell(message: str, is_json: bool, level: str) -> None:
         return
     import time
 
-    from hilbert.logs import LineHandler
+    from hilbert.logs import PLAIN, LineHandler
 
-    LineHandler(is_json=True).write_all(level, __name__, [(time.time(), message, {})])
+    LineHandler(is_json=True).write_all(level, __name__, PLAIN, [(time.time(), message)])
 
 
 def _fail(message: str, status: int) -> int:
