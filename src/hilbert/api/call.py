@@ -148,35 +148,22 @@ class Call:
         timing: what the model said of its answer.
     """
 
-    __slots__ = (
-        "_unread",
-        "answer",
-        "asked",
-        "body_seconds",
-        "computed_at",
-        "dialect",
-        "entry",
-        "error",
-        "headers",
-        "key",
-        "method",
-        "num_tokens",
-        "path",
-        "peer",
-        "prefix",
-        "query",
-        "receive",
-        "replied_at",
-        "reply_headers",
-        "request_id",
-        "route",
-        "started",
-        "tail",
-        "timing",
-        "wait_seconds",
-        "waited_at",
-        "worked_at",
-    )
+    # What most requests never change costs them nothing here.
+    prefix = tail = ""
+    query = b""
+    answer: Answer | None = None
+    key = ANONYMOUS
+    dialect: Dialect | None = None
+    num_tokens = 0
+    reply_headers: Headers = ()
+    route: Route | None = None
+    entry: Entry | None = None
+    asked: Asked | None = None
+    error: ServingError | None = None
+    timing: Timing | None = None
+    waited_at = wait_seconds = 0.0
+    worked_at = computed_at = replied_at = 0.0
+    _unread: bytes | None = None
 
     def __init__(
         self,
@@ -187,29 +174,13 @@ class Call:
         peer: str | None = None,
         body_seconds: float = 20.0,
     ) -> None:
-        self.body_seconds = body_seconds
         self.started = time.perf_counter()
         self.method = method
         self.path = path
-        self.prefix = ""
         self.headers = headers
         self.receive = receive
-        self.tail = ""
-        self.query = b""
-        self.answer: Answer | None = None
         self.peer = peer
-        self.key = ANONYMOUS
-        self.dialect: Dialect | None = None
-        self._unread: bytes | None = None
-        self.num_tokens = 0
-        self.reply_headers: Headers = ()
-        self.route: Route | None = None
-        self.entry: Entry | None = None
-        self.asked: Asked | None = None
-        self.error: ServingError | None = None
-        self.timing: Timing | None = None
-        self.waited_at = self.wait_seconds = 0.0
-        self.worked_at = self.computed_at = self.replied_at = 0.0
+        self.body_seconds = body_seconds
         given = headers.get(b"x-request-id")
         self.request_id = (
             given if given and _REQUEST_ID.fullmatch(given) else b"req_%s%08x" % (_process, next(_numbers))
