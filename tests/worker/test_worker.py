@@ -21,6 +21,7 @@ from hilbert.errors import (
     UnsupportedArchitecture,
 )
 from hilbert.runtimes.base import RuntimeSettings
+from hilbert.worker.journal import NUM_LANES
 
 pytestmark = pytest.mark.anyio
 
@@ -205,11 +206,22 @@ class TestModels:
             await house.load("model")
 
     async def test_more_models_than_journal_lanes(self, house):
-        for n in range(40):
+        for n in range(NUM_LANES // 2 + 1):
             model = await house.load(f"m{n}")
             await house.embed([n], model=model)
             await house.supervisor.unload(f"m{n}")
         await house.embed([1])
+
+    async def test_many_models_are_told_apart_when_a_worker_is_lost(self, house):
+        models = [await house.load(f"m{n}") for n in range(50)]
+        await asyncio.gather(*[house.embed([n, k], model=m) for n, m in enumerate(models) for k in range(3)])
+        callers = [house.start([danger.SLOW], model=models[-1])]
+        await asyncio.sleep(0.1)
+        callers += [house.start([n], model=m) for n, m in enumerate(models)]
+        await asyncio.sleep(0.05)
+        os.kill(house.pid, signal.SIGKILL)
+        await asyncio.gather(*callers)
+        assert house.restarts[0].num_suspects == 1
 
     async def test_info(self, house):
         assert house.model.info.engine == "fake"
