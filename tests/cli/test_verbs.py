@@ -9,6 +9,7 @@ import pytest
 from cli_house import clean_environment, hilbert
 
 import hilbert as package
+from hilbert.cli import main
 from hilbert.config import DEFAULT_MODEL_ID
 from hilbert.hub.bundled import MODEL_ID
 from hilbert.testing.hub import StandInHub
@@ -97,6 +98,13 @@ def test_verify_prints_a_certificate(tmp_path, cache) -> None:
         assert words in ended.stdout
     wrong = hilbert("verify", model, "--dtype", "int4")
     assert wrong.returncode == 2 and "--dtype 'int4'" in wrong.stderr
+
+
+def test_what_has_no_graph_is_not_exported(tmp_path, capsys) -> None:
+    model = tiny_model("static", tmp_path / "static")
+    assert main(["export", str(model), str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be exported" in said and "a table of token vectors" in said and "serve it as it is" in said
 
 
 @pytest.mark.slow
