@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,7 @@ from hilbert.worker.frames import Frame, FrameReader, Kind, decode_submit, encod
 
 gliner = pytest.importorskip("gliner", reason="pip install 'hilbert[gliner]'")
 
+from hilbert.runtimes import gliner_runtime  # noqa: E402
 from hilbert.testing.extractors import MAX_WORDS, tiny_extractor  # noqa: E402
 
 TEXTS = [
@@ -84,6 +87,25 @@ def test_entities_are_gliners(server, own):
         seen.append(sum(map(len, answers)))
     usual, strict, nested, several, none = seen
     assert 0 == none < strict < usual < min(nested, several)  # each of the options changes something
+    for flat_ner, multi_label in itertools.product((True, False), repeat=2):
+        options = {"threshold": 0.0, "flat_ner": flat_ner, "multi_label": multi_label}
+        for text, found in zip(TEXTS, ask(server, TEXTS, LABELS, **options), strict=True):
+            agree(found, theirs(own, text, LABELS, **options))
+
+
+def test_as_many_spans_as_score_are_chosen_from_in_time(server, monkeypatch):
+    labels = [f"k{i}" for i in range(200)]
+    options = {"threshold": 0, "flat_ner": False, "multi_label": True}
+    start = time.monotonic()
+    assert len(ask(server, [LONG], labels, **options)[0]) > 5_000  # gliner takes 14 s to choose
+    assert time.monotonic() - start < 7
+    monkeypatch.setattr(gliner_runtime, "MAX_CANDIDATES", 1000)
+    body = {"items": [{"text": "a"}, {"text": LONG}], "params": {"labels": labels, "options": options}}
+    error = server.post("/v1/extract/spans", body).json()["detail"]
+    assert error["code"] == "INVALID_INPUT"
+    assert re.search(
+        r"items\[1\]: [\d,]+ spans score above .* at most 1,000 .* higher threshold", error["message"]
+    )
 
 
 def test_the_answer_has_sies_form(server, own):
