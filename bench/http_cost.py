@@ -6,9 +6,10 @@ Starts the real application under uvicorn in a child process, drives it over kee
 this one, and reads the child's CPU time before and after. Prints JSON: microseconds of CPU per request
 for each kind of request, from a bare ASGI function (the price of uvicorn alone) upwards, so that the
 differences explain the sum. The CPU time of the client is not in it. At the end, what the front door adds:
-the same requests at a second server with 200 keys in a file and every limit set, and at a third that also
-writes a log line for each verdict, taken in turns with the first. And what a refusal costs: a fourth server,
-which has no room for one more request and, as by default, logs a line for each that it refuses.
+the same requests at servers with 200 keys in a file and a rate with a burst for each key, with every limit
+that there is, for each key and for all together, and also with a log line for each verdict, taken in turns
+with the first. And what a refusal costs: a server which has no room for one more request and, as by default,
+logs a line for each that it refuses.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from pathlib import Path
 from typing import Any
 
 NUM_TOKENS = 98  # the mean of the `mixed` workload
+A_RATE = "rate=1000000 burst=1000000"
+EVERY_LIMIT = A_RATE + " tokens=1000000000 concurrent=10000"
 TEXT = "packed rows of hidden states are attended within their own borders and no token is wasted"
 
 
-def serve(listener: int, keys_file: str, is_full: bool, is_logged: bool) -> None:
+def serve(listener: int, keys_file: str, is_full: bool, is_limited: bool, is_logged: bool) -> None:
     """The child: the application on an inherited listening socket; with keys, limits and a log if wanted."""
     import numpy as np
     import uvloop
@@ -76,8 +79,8 @@ def serve(listener: int, keys_file: str, is_full: bool, is_logged: bool) -> None
     if keys_file or is_full:
         log_to_stderr("info" if is_logged else "error")
     if keys_file:
-        much = "rate=1000000 burst=1000000 tokens=1000000000 concurrent=10000"
-        settings = ApiSettings(keys_file=keys_file, limits_per_key=much, limits_overall=much)
+        each, overall = (EVERY_LIMIT, EVERY_LIMIT) if is_limited else (A_RATE, "")
+        settings = ApiSettings(keys_file=keys_file, limits_per_key=each, limits_overall=overall)
     app = create_app(Registry([model]), settings)
 
     async def bare_or_app(scope: Any, receive: Any, send: Any) -> None:
@@ -191,8 +194,9 @@ def measure(num_requests: int, num_connections: int, repeats: int) -> dict[str, 
     with (
         tempfile.TemporaryDirectory() as folder,
         running() as door,
-        running("--keys-file", write_keys(folder), "--no-log") as guarded,
-        running("--keys-file", write_keys(folder)) as logged,
+        running("--keys-file", write_keys(folder)) as rated,
+        running("--keys-file", write_keys(folder), "--limited") as limited,
+        running("--keys-file", write_keys(folder), "--limited", "--logged") as logged,
         running("--full") as full,
     ):
         for name in (f"text of {NUM_TOKENS} tokens, base64", "one-word text, base64"):
@@ -203,11 +207,13 @@ def measure(num_requests: int, num_connections: int, repeats: int) -> dict[str, 
             cpu_us, rate = runs[len(runs) // 2]
             results[name] = {"cpu_us_per_request": round(cpu_us, 1), "requests_per_second": round(rate)}
         data = kinds["one-word text, base64"]
+        servers = (door, rated, limited, logged)
         turns = [
-            [cost(each, data, num_requests // 5, num_connections)[0] for each in (door, guarded, logged)]
+            [cost(server, data, num_requests // 5, num_connections)[0] for server in servers]
             for _ in range(5 * repeats)
         ]
-        for name, place in (("keys and limits", 1), ("keys, limits and a log line each", 2)):
+        names = ("keys and a rate", "keys and every limit", "keys, every limit and a log line each")
+        for place, name in enumerate(names, 1):
             added = sorted(turn[place] - turn[0] for turn in turns)
             results[f"added by {name}"] = {
                 "cpu_us_per_request": round(added[len(added) // 2], 1),
@@ -268,10 +274,12 @@ def main() -> None:
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--keys-file", default="", help=argparse.SUPPRESS)
     parser.add_argument("--full", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--no-log", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--limited", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--logged", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
-        serve(arguments.serve, arguments.keys_file, arguments.full, not arguments.no_log)
+        is_logged = arguments.logged or arguments.full
+        serve(arguments.serve, arguments.keys_file, arguments.full, arguments.limited, is_logged)
         return
     results = measure(arguments.requests, arguments.connections, arguments.repeats)
     about = {

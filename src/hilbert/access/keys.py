@@ -8,6 +8,8 @@ from hilbert.access.keyfile import ANONYMOUS, Key, KeyTable, digest_of
 from hilbert.access.watch import KeyFile
 from hilbert.errors import Unauthorized
 
+_NO_KEYS = KeyTable({})
+
 
 class Keys:
     """The keys of a server: the one of ``--api-key``, those of ``--keys-file``, both, or none.
@@ -36,30 +38,27 @@ class Keys:
         """
         if self.is_open:
             return ANONYMOUS
-        tokens = _tokens(headers)
-        single, table = self._single, None if self._file is None else self._file.table()
-        for token in tokens:
-            digest = digest_of(token)
-            key = None if single is None else single.find(digest)
-            if key is None and table is not None:
-                key = table.find(digest)
-            if key is not None:
-                return key
-        raise Unauthorized(
-            "The API key is wrong." if tokens else "An API key is needed: send `Authorization: Bearer KEY`."
-        )
+        table = _NO_KEYS if self._file is None else self._file.table()
+        given, other = headers.get(b"authorization"), headers.get(b"x-api-key")
+        token = b"" if given is None else _token(given)
+        key = self._key_of(token, table) if token else None
+        if key is None and other is not None and (other := other.strip()):
+            token, key = other, self._key_of(other, table)
+        if key is None:
+            raise Unauthorized(
+                "The API key is wrong."
+                if token
+                else "An API key is needed: send `Authorization: Bearer KEY`."
+            )
+        return key
+
+    def _key_of(self, token: bytes, table: KeyTable) -> Key | None:
+        digest = digest_of(token)
+        key = None if self._single is None else self._single.find(digest)
+        return table.find(digest) if key is None else key
 
 
-def _tokens(headers: Mapping[bytes, bytes]) -> list[bytes]:
-    given = headers.get(b"authorization")
-    other = headers.get(b"x-api-key")
-    tokens = []
-    if given is not None:
-        scheme, _, rest = given.strip().partition(b" ")
-        if scheme.lower() == b"bearer":
-            scheme = rest.lstrip()
-        if scheme:
-            tokens.append(scheme)
-    if other is not None and (other := other.strip()):
-        tokens.append(other)
-    return tokens
+def _token(given: bytes) -> bytes:
+    """What ``Authorization`` holds: behind ``Bearer``, or its first word."""
+    first, _, rest = given.strip().partition(b" ")
+    return rest.lstrip() if first.lower() == b"bearer" else first

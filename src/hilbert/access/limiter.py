@@ -74,44 +74,47 @@ class Rules:
         self.concurrent = inf if limits.concurrent is None else limits.concurrent
         self.request_seconds, self.requests_owed = 0.0, inf
         self.token_seconds, self.tokens_owed = 0.0, inf
-        self._requests = self._tokens = _Names(b"", 0)
+        self._requests: _Names | None = None
+        self._tokens: _Names | None = None
         if limits.rate is not None:
             self.request_seconds = 1 / limits.rate
             self.requests_owed = (limits.requests_at_once - 1) / limits.rate + _SLACK_SECONDS
-            self._requests = _Names(b"requests", limits.requests_at_once)
+            self._requests = _Names(b"requests", limits.requests_at_once, self.request_seconds)
         if limits.tokens is not None:
             self.token_seconds = _MINUTE / limits.tokens
             self.tokens_owed = _MINUTE * (1 - 1 / limits.tokens) + _SLACK_SECONDS
-            self._tokens = _Names(b"tokens", limits.tokens)
+            self._tokens = _Names(b"tokens", limits.tokens, self.token_seconds)
 
     def standing(self, account: Account, now: float) -> Headers:
         """What a caller has left, in OpenAI's headers: the limit is what may come at once."""
-        headers: Headers = ()
-        if self.request_seconds:
-            headers = self._requests.standing(account.requests_until - now, self.request_seconds)
-        if self.token_seconds:
-            headers += self._tokens.standing(account.tokens_until - now, self.token_seconds)
-        return headers
+        if self._tokens is None:
+            return () if self._requests is None else self._requests.standing(account.requests_until - now)
+        headers = self._tokens.standing(account.tokens_until - now)
+        if self._requests is None:
+            return headers
+        return self._requests.standing(account.requests_until - now) + headers
 
 
 class _Names:
-    """The three headers of one limit."""
+    """The three headers of one limit: so many at once, each of which takes `unit` seconds to be paid for."""
 
-    __slots__ = ("_limit", "_num", "_remaining", "_reset")
+    __slots__ = ("_limit", "_num", "_remaining", "_reset", "_unit")
 
-    def __init__(self, what: bytes, num: int) -> None:
-        self._num = num
+    def __init__(self, what: bytes, num: int, unit: float) -> None:
+        self._num = num + _SLACK_SECONDS
+        self._unit = unit
         self._limit = (b"x-ratelimit-limit-" + what, b"%d" % num)
         self._remaining = b"x-ratelimit-remaining-" + what
         self._reset = b"x-ratelimit-reset-" + what
 
-    def standing(self, owed: float, unit: float) -> Headers:
-        """For somebody who owes so many seconds, where each takes `unit` of them."""
+    def standing(self, owed: float) -> Headers:
+        """For somebody who owes so many seconds."""
+        limit = self._limit
         if owed <= 0:
-            return self._limit, (self._remaining, self._limit[1]), (self._reset, b"0ms")
-        left = int(self._num - owed / unit + _SLACK_SECONDS)
+            return limit, (self._remaining, limit[1]), (self._reset, b"0ms")
+        left = self._num - owed / self._unit
         return (
-            self._limit,
+            limit,
             (self._remaining, b"%d" % left if left > 0 else b"0"),
             (self._reset, b"%dms" % ceil(owed * 1000) if owed < 1 else _long_duration(owed)),
         )
@@ -191,12 +194,14 @@ class Limiter:
         overall, everybody = self._overall, self._all
         if overall is not None:
             everybody.num_inside -= 1
-            _charge(overall, everybody, now, num_tokens)
+            if overall.token_seconds:
+                _charge(overall, everybody, now, num_tokens)
         if permit is None:
             return () if overall is None else overall.standing(everybody, now)
         rules, account = permit
         account.num_inside -= 1
-        _charge(rules, account, now, num_tokens)
+        if rules.token_seconds:
+            _charge(rules, account, now, num_tokens)
         return rules.standing(account, now)
 
     def charge(self, caller: bytes | str, num_tokens: int, own: Limits = NO_LIMITS) -> None:

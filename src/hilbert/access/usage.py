@@ -19,8 +19,9 @@ class Usage:
 
     def count(self, label: str, num_tokens: int, num_requests: int = 1) -> None:
         """A request of this key was answered, or a job of a request that was."""
-        counts = self._counts.get(label)
-        if counts is None:
+        try:
+            counts = self._counts[label]
+        except KeyError:
             counts = self._counts.setdefault(label if len(self._counts) < _MAX_LABELS else _OTHERS, [0, 0])
         counts[0] += num_requests
         counts[1] += num_tokens
