@@ -125,6 +125,19 @@ def test_refusals_carry_their_type(tmp_path):
             model.embed("a", prompt_name="nope")
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"engine": "x"}, "engine 'x' is unknown; take auto, openvino, torch, onnx, ctranslate2"),
+        ({"dtype": "x"}, "dtype 'x' is unknown; take auto, float32, bfloat16, float16, int8, fp8"),
+        ({"device": "cud"}, "device 'cud' is unknown; give auto, cpu, cuda, cuda:1"),
+    ],
+)
+def test_how_to_run_it_must_be_known_even_where_it_changes_nothing(folder, given, words):
+    with pytest.raises(InvalidInput, match=words):
+        hilbert.Model(str(folder), **given)
+
+
 def test_from_an_event_loop_and_from_threads_at_once(model):
     wanted = model.embed(TEXTS)
 

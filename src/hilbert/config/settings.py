@@ -28,7 +28,8 @@ Pooling = Literal["auto", "cls", "mean", "max", "last"]
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 
-def _device(text: str) -> str | None:
+def wrong_device(text: str) -> str | None:
+    """What to give in place of a device that no machine has, or None."""
     known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text)
     return None if known else "give auto, cpu, cuda, cuda:1 (the second GPU) or mps"
 
@@ -126,7 +127,7 @@ class ModelSettings:
         "auto",
         "auto, cpu, cuda, cuda:N or mps",
         metavar="DEVICE",
-        check=_device,
+        check=wrong_device,
         infinity="DEVICE",
         per_model=True,
     )

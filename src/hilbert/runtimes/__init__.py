@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from hilbert.config.settings import Dtype, wrong_device
 from hilbert.core import ModelSpec
 from hilbert.errors import InvalidInput, MissingDependency, UnsupportedArchitecture
 from hilbert.hub.artifacts import Exported, exported_of
@@ -24,8 +25,9 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
 
     Raises:
         ModelError: the model cannot be run here; the message says what to install or change.
-        InvalidInput: the settings contradict each other.
+        InvalidInput: the settings contradict each other, or name what there is not.
     """
+    _check_known(settings)
     if spec.kind == "static":
         from hilbert.runtimes.static import StaticRuntime
 
@@ -59,6 +61,16 @@ def load_runtime(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
         if isinstance(error, MissingDependency):
             raise
         return _last_resort(spec, settings, error.message)
+
+
+def _check_known(settings: RuntimeSettings) -> None:
+    """Refuse an engine, dtype or device that no model has; which of them this one has is asked later."""
+    choices = {"engine": ("auto", *matrix.ENGINES), "dtype": get_args(Dtype)}
+    for name, known in choices.items():
+        if (value := getattr(settings, name)) not in known:
+            raise InvalidInput(f"{name} {value!r} is unknown; take {', '.join(known)}", param=name)
+    if remedy := wrong_device(settings.device):
+        raise InvalidInput(f"device {settings.device!r} is unknown; {remedy}", param="device")
 
 
 def _check_runs_exports(spec: ModelSpec, export: Exported, settings: RuntimeSettings) -> None:
@@ -132,8 +144,6 @@ def _gliner(spec: ModelSpec, settings: RuntimeSettings) -> Runtime[Any]:
 def _engine(settings: RuntimeSettings) -> str:
     """One of `matrix.ENGINES`."""
     engine = settings.engine
-    if engine not in ("auto", *matrix.ENGINES):
-        raise InvalidInput(f"engine {engine!r} is unknown; take auto, {', '.join(matrix.ENGINES)}")
     wants_gpu = settings.device.startswith(("cuda", "mps"))
     if engine == "openvino" and wants_gpu:
         raise InvalidInput(f"engine openvino runs on the CPU, not on {settings.device!r}; take engine torch")
