@@ -88,6 +88,20 @@ def test_ids_and_kept_rows_are_those_of_the_reference(spec, reference, side):
             assert keeps.all() == (not any(mark in text[:40] for mark in string.punctuation))
 
 
+@pytest.mark.parametrize("tasks", [[], None, "document", ["query", "document"]])
+def test_what_the_skip_list_applies_to(tmp_path, tasks):
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    folder = tiny_model("bert", tmp_path / "model", head="colbert")
+    file = folder / "2_MultiVectorMask" / "config.json"
+    config = json.loads(file.read_text()) | {"skiplist_words": ["a", "?"], "skiplist_tasks": tasks}
+    file.write_text(json.dumps(config))
+    expected = MultiVectorMask(**config).skiplist_tasks
+    sides = hub.resolve(str(folder)).multivector
+    assert sides is not None
+    assert (bool(sides.skip_ids), sides.skips_queries) == ("document" in expected, "query" in expected)
+
+
 def test_inputs_are_documents_unless_they_are_called_queries(spec):
     processor = TextProcessor(spec)
 

@@ -268,9 +268,12 @@ def read_sides(
         config = read_object(snapshot / entry.folder / "config.json")
         if settings.get("model_type") != "ColBERT":
             skip_words = list(config.get("skiplist_words") or [])
-        tasks = config.get("skiplist_tasks") or ["document"]
+        named = config.get("skiplist_tasks")
+        tasks = ["document"] if named is None else [named] if isinstance(named, str) else list(named)
         skips_queries = "query" in tasks
-        if "document" not in tasks:
+        if not tasks:
+            skip_words = []
+        elif "document" not in tasks:
             raise Unsupported("its skip list does not apply to documents")
         if config.get("keep_only_token_ids"):
             raise Unsupported("it keeps the vectors of some token ids only")

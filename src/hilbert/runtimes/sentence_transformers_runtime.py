@@ -217,7 +217,7 @@ def _refuse_what_needs_a_side(spec: ModelSpec, chain: list[Any]) -> None:
     """
     for module in chain:
         if isinstance(module, MultiVectorMask) and (
-            module.keep_only_token_ids or "document" not in module.skiplist_tasks
+            module.keep_only_token_ids or (module.skiplist_tasks and "document" not in module.skiplist_tasks)
         ):
             raise UnsupportedArchitecture(
                 f"{spec.model_id}: it keeps the token vectors of some ids only, or skips none of documents"
