@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hilbert import hub
 from hilbert.core import EmbedRequest, ModelSpec, Sequence
-from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
+from hilbert.errors import InputTooLong, InvalidInput, ModelError, ModelUnavailable
 from hilbert.processors import TextProcessor, token_array, words
 from hilbert.processors.words import WordTable, cut, splits_at_spaces
 from hilbert.testing.models import FAMILIES, STATIC_FAMILIES, tiny_model
@@ -104,6 +104,28 @@ def test_berts_flags_in_tokenizer_config_win(flags, tmp_path):
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "BertTokenizer"} | flags))
     assert_same(reference(folder), TextProcessor(hub.resolve(str(folder))), TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "wanted"),
+    [
+        ("tokenizer_config.json", "truncation_side", "x", '"left" or "right"'),
+        ("tokenizer_config.json", "truncation_side", ["left"], '"left" or "right"'),
+        ("tokenizer_config.json", "do_lower_case", None, "true or false"),
+        ("tokenizer_config.json", "strip_accents", "x", "true or false"),
+        ("tokenizer_config.json", "tokenize_chinese_chars", 1, "true or false"),
+        ("config.json", "type_vocab_size", "x", "a whole number of at least 0"),
+        ("config.json", "type_vocab_size", -1, "a whole number of at least 0"),
+    ],
+)
+def test_a_value_that_does_not_belong_there_is_named(file, name, value, wanted, tmp_path):
+    folder = tiny_model("bert", tmp_path / "model")
+    path = folder / file
+    own_class = {"tokenizer_class": "BertTokenizer"} if file == "tokenizer_config.json" else {}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own_class | {name: value}))
+    with pytest.raises(ModelError) as caught:
+        TextProcessor(hub.resolve(str(folder)))
+    assert all(part in caught.value.message for part in (file, name, repr(value), wanted))
 
 
 def test_the_truncation_side_is_kept(tmp_path):

@@ -498,6 +498,12 @@ def _read_spec(snapshot: Path, model_id: str, commit: str, trust_remote_code: bo
         ways = read_object(folder / TRANSFORMER_CONFIGS[0]).get("modality_config")
         tower = other_tower(folder, draft.config, ways)
         draft.towers = () if tower is None else (tower,)
+    num_types = draft.config.get("type_vocab_size")
+    if num_types is not None and (not isinstance(num_types, int) or num_types < 0):
+        raise ModelError(
+            f"{folder / 'config.json'}: type_vocab_size is {num_types!r}; it must be a whole number of at "
+            "least 0. Download the model again or correct the file."
+        )
     text = text_config(draft.config)
     size, vocab_size = hidden_size(draft.config), text.get("vocab_size")
     if draft.kind == "static":

@@ -18,7 +18,7 @@ import numpy as np
 
 from hilbert.core import NO_IDS, EmbedRequest, Input, Media, MediaRef, ModelSpec, Sequence, Side, Token
 from hilbert.core.request import IntArray
-from hilbert.errors import InputTooLong, InvalidInput, ModelUnavailable
+from hilbert.errors import InputTooLong, InvalidInput, ModelError, ModelUnavailable
 from hilbert.processors.chat import FILLERS, ChatTemplate, common_suffix
 from hilbert.processors.frame import Frame
 from hilbert.processors.media import MediaProcessor
@@ -72,6 +72,7 @@ class TextProcessor:
 
         Raises:
             ModelUnavailable: there is no ``tokenizer.json``, or it cannot be read.
+            ModelError: ``tokenizer_config.json`` holds a value that does not belong there.
         """
         from tokenizers import Tokenizer
 
@@ -641,14 +642,16 @@ def _configure(
     """
     stored = tokenizer.truncation
     own_side = config.get("truncation_side") or (stored["direction"] if stored else "right")
-    side = truncation_side or str(own_side)
+    if own_side not in ("left", "right"):
+        raise _bad_value(spec, "truncation_side", own_side, '"left" or "right"')
+    side: str = truncation_side or own_side
     tokenizer.no_padding()
     limit = longest_side(spec)
     if limit is not None:
         tokenizer.enable_truncation(limit, stride=0, strategy="longest_first", direction=side)
     elif spec.kind != "static":  # a static model keeps what its tokenizer.json says
         tokenizer.no_truncation()
-    _follow_bert_flags(tokenizer, config)
+    _follow_bert_flags(tokenizer, spec, config)
     if spec.multivector is not None:
         _keep_whole(tokenizer, spec.multivector.markers)
     if spec.text_tower is not None and spec.text_tower.strips_punctuation:
@@ -658,7 +661,7 @@ def _configure(
     return side
 
 
-def _follow_bert_flags(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+def _follow_bert_flags(tokenizer: Tokenizer, spec: ModelSpec, config: dict[str, Any]) -> None:
     """BERT's tokenizer classes take three flags from tokenizer_config.json over the normaliser's own."""
     from tokenizers import normalizers
 
@@ -666,11 +669,27 @@ def _follow_bert_flags(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
     is_bert = str(config.get("tokenizer_class", "")).removesuffix("Fast") == "BertTokenizer"
     if not is_bert or not isinstance(normalizer, normalizers.BertNormalizer):
         return
+    strips = config.get("strip_accents")
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
+        handle_chinese_chars=_flag(spec, config, "tokenize_chinese_chars"),
+        strip_accents=None if strips is None else _flag(spec, config, "strip_accents"),
+        lowercase=_flag(spec, config, "do_lower_case"),
+    )
+
+
+def _flag(spec: ModelSpec, config: dict[str, Any], name: str) -> bool:
+    """A flag of tokenizer_config.json that is true where the file does not say."""
+    value = config.get(name, True)
+    if not isinstance(value, bool):
+        raise _bad_value(spec, name, value, "true or false")
+    return value
+
+
+def _bad_value(spec: ModelSpec, name: str, value: object, wanted: str) -> ModelError:
+    return ModelError(
+        f"{spec.model_id}: its tokenizer_config.json says {name} is {value!r}; it must be {wanted}. "
+        "Download the model again or correct the file."
     )
 
 
