@@ -46,6 +46,7 @@ def test_words() -> None:
         "rate=inf": "above 0",
         "rate=nan": "above 0",
         "tokens=1.5": "whole number",
+        f"tokens={'9' * 400}": "at most",
         "burst=3": "needs rate=",
         "rate": "above 0",
     }.items():

@@ -68,6 +68,7 @@ def test_room_for_what_was_taken() -> None:
         ({"MODEL_NAMES": "a/b", "BATCH_SIZES": "1;2"}, "BATCH_SIZES: Expected length 1 but got 2"),
         ({"MODEL_NAMES": "a/b", "DTYPES": "fp9"}, "DTYPES 'fp9' cannot be used: give one of auto"),
         ({"MODEL_NAMES": "a/b", "BACKEND": "magic"}, "BACKEND 'magic' cannot be used"),
+        ({"MODEL_NAMES": "a/b", "INFINITY_QUEUE_SIZE": "9" * 5000}, "give a whole number from 1 to"),
         ({"MODEL_NAMES": "a/b", "INFINITY_QUEUE_SIZE": "many"}, "INFINITY_QUEUE_SIZE 'many' cannot be used"),
     ],
 )

@@ -9,6 +9,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from hilbert.config.values import LARGEST
+
 _WORDS = "rate (requests per second), burst (requests), tokens (per minute), concurrent (requests)"
 
 
@@ -72,9 +74,9 @@ def _number(name: str, text: str) -> float | int:
         number = float(text) if name == "rate" else int(text)
     except ValueError:
         number = 0
-    if not 0 < number < math.inf:
+    if not 0 < number <= LARGEST:
         kind = "a number" if name == "rate" else "a whole number"
-        raise ValueError(f"{name}= takes {kind} above 0")
+        raise ValueError(f"{name}= takes {kind} above 0, of at most {LARGEST}")
     return number
 
 

@@ -7,11 +7,13 @@ They are bare names (`MODEL_NAMES`, `DTYPES`), so they count for this verb alone
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hilbert.config.sources import BadSetting, Given, Source
+from hilbert.config.values import LARGEST
 
 # Where the platform mounts a network volume.
 VOLUME = Path("/runpod-volume")
@@ -48,9 +50,10 @@ def runpod_source(environ: Mapping[str, str]) -> Source:
                 break
     size = environ.get("INFINITY_QUEUE_SIZE", "").strip()
     if size:
-        if not size.isdigit() or not int(size):
+        most = LARGEST // _TOKENS_PER_ITEM
+        if not re.fullmatch(r"[0-9]{1,99}", size) or not 1 <= int(size) <= most:
             raise BadSetting(
-                f"INFINITY_QUEUE_SIZE {size!r} cannot be used: give a whole number of at least 1"
+                f"INFINITY_QUEUE_SIZE {size!r} cannot be used: give a whole number from 1 to {most}"
             )
         given["max_queued_tokens"] = Given("INFINITY_QUEUE_SIZE", (str(int(size) * _TOKENS_PER_ITEM),))
     return given

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hilbert.config.values import LARGEST
+
 _UNITS = {
     "": 1,
     "k": 10**3,
@@ -25,7 +27,7 @@ def size_remedy(text: str) -> str | None:
     if text == "auto":
         return None
     found = _SIZE.fullmatch(text.strip())
-    is_good = found is not None and float(found[1]) > 0 and not (found[2] and float(found[1]) > 100)
+    is_good = found is not None and 0 < float(found[1]) <= (100 if found[2] else LARGEST)
     return None if is_good else "give an amount such as 8GB, 512MiB or 70%, or auto"
 
 

@@ -13,6 +13,8 @@ from hilbert.config.option import Option
 
 _TRUE = frozenset({"true", "t", "1", "yes", "y"})
 _FALSE = frozenset({"false", "f", "0", "no", "n"})
+# Nothing that is counted here comes near it, and what is larger fits no counter and no float.
+LARGEST = 2**63 - 1
 
 
 def parse(option: Option, text: str) -> Any:
@@ -83,13 +85,15 @@ def _number(option: Option, text: str) -> int | float:
         remedy = f"give {noun}"
     try:
         value: int | float = option.kind(text)
-    except ValueError:
+    except ValueError:  # int() reads 4300 digits at most
         raise ValueError(remedy) from None
     # `not (low <= value)` also turns NaN away; infinity is no time that anybody can wait for.
     if (
-        math.isinf(value)
+        abs(value) == math.inf
         or (low is not None and not low <= value)
         or (high is not None and not value <= high)
     ):
         raise ValueError(remedy)
+    if abs(value) > LARGEST:
+        raise ValueError(f"give {noun} of at most {LARGEST}")
     return value
