@@ -47,7 +47,7 @@ def test_requests_are_counted_while_the_page_is_written():
 
 def test_batches_are_counted_from_any_thread():
     metrics = ModelMetrics("m")
-    stats = BatchStats(3, 100, 0.0, 0.0, 0.0, 0.25, False, "", 0, 0, num_padding_tokens=100)
+    stats = BatchStats(3, 100, 0.0, 0.25, False, "", 0, 0, num_padding_tokens=100)
     threads = [
         threading.Thread(target=lambda: [metrics.on_batch(stats) for _ in range(2000)]) for _ in range(4)
     ]

@@ -239,7 +239,6 @@ class Engine(Generic[Prepared]):
     def mark_prepared(self, work: Work) -> None:
         """`prepare` is over; waiting for the turn is not limited."""
         work.limit = math.inf
-        work.prepared_at = self._clock()
 
     def mark_turn(self, work: Work) -> None:
         """`run` begins."""
@@ -555,8 +554,6 @@ class Engine(Generic[Prepared]):
             num_sequences=len(work.batch.sequences),
             num_tokens=work.batch.num_tokens,
             queue_seconds=work.queue_seconds,
-            prepare_seconds=max(0.0, work.prepared_at - work.taken_at),
-            wait_seconds=max(0.0, work.turn_at - work.prepared_at),
             run_seconds=max(0.0, work.done_at - work.turn_at),
             is_retry=work.is_retry,
             error=error,

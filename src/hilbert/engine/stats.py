@@ -13,8 +13,6 @@ class BatchStats:
         num_sequences: its sequences.
         num_tokens: their tokens, rounding not counted.
         queue_seconds: the longest that a request in it had waited for its batch.
-        prepare_seconds: laying it out in memory, on the host.
-        wait_seconds: waiting for the device's turn.
         run_seconds: on the device.
         is_retry: it is a part of a batch that failed.
         error: class name of what was raised; ``""`` if nothing was.
@@ -26,8 +24,6 @@ class BatchStats:
     num_sequences: int
     num_tokens: int
     queue_seconds: float
-    prepare_seconds: float
-    wait_seconds: float
     run_seconds: float
     is_retry: bool
     error: str

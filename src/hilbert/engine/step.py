@@ -35,7 +35,6 @@ class Work:
     is_last_try: bool = False
     num_padding_tokens: int = 0
     limit: float = math.inf
-    prepared_at: float = 0.0
     turn_at: float = 0.0
     done_at: float = 0.0
 
