@@ -15,7 +15,7 @@ import pytest
 import hilbert
 from hilbert import Model
 from hilbert.errors import InputTooLong, InvalidInput, UnsupportedTask, WeightMismatch
-from hilbert.models import local
+from hilbert.models import local, served
 from hilbert.processors import text
 from hilbert.testing.models import tiny_model
 
@@ -232,7 +232,7 @@ def test_classify_is_the_pipeline_of_transformers(tmp_path, cache):
             model.rerank("a", ["b"])
 
 
-def test_all_kinds_of_vector_of_one_model(tmp_path, cache):
+def test_all_kinds_of_vector_of_one_model(tmp_path, cache, monkeypatch):
     with Model(str(tiny_model("xlm-roberta", tmp_path / "m", head="m3")), cache_dir=cache) as model:
         texts = ["one more guest", "the hotel"]
         found = model.encode(texts, {"dense", "sparse", "multivector"})
@@ -241,6 +241,12 @@ def test_all_kinds_of_vector_of_one_model(tmp_path, cache):
             assert one.token_ids.tolist() == other.token_ids.tolist()
         for one, other in zip(found.multivector, model.embed_multivector(texts), strict=True):
             assert one.shape == other.shape and np.abs(one - other).max() < 1e-4
+        monkeypatch.setattr(served, "MAX_TOKEN_NUMBERS", 64 * 100)
+        with pytest.raises(InputTooLong, match="may be 6,400"):
+            model.embed_multivector(texts * 20)
+        monkeypatch.setattr(local, "_PIECE_NUMBERS", 64 * 100 // 16)
+        many = model.embed_multivector(texts * 20)
+        assert len(many) == 40 and np.abs(many[38] - found.multivector[0]).max() < 1e-4
         assert asyncio.run(model.aembed_sparse(texts))[0].weights.dtype == np.float32
         assert len(asyncio.run(model.aembed_multivector("a"))) == 1
         nothing = model.encode([], {"dense", "sparse"})

@@ -25,7 +25,7 @@ from hilbert.core import (
 )
 from hilbert.engine import Device, Engine, LocalEngine
 from hilbert.errors import InputTooLong, InvalidInput, NonFiniteOutput, UnsupportedTask
-from hilbert.models import ServedModel
+from hilbert.models import ServedModel, served
 from hilbert.processors import TextProcessor
 from hilbert.scheduler import Admission, Scheduler
 from hilbert.testing.models import tiny_model
@@ -107,6 +107,25 @@ def check_order(found: Any, scores: np.ndarray) -> None:
     assert found.indices.tolist() == order
     assert found.scores.dtype == np.float32
     assert np.abs(found.scores - scores[order]).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["m3", "colbert"])
+def test_too_many_token_vectors_are_refused_before_they_are_computed(name, folders, monkeypatch):
+    with serving(hub.resolve(str(folders[name])), OUTPUTS[name]) as (model, runtime):
+        num_tokens = sum(len(ids_of(model, text)) for text in DOCUMENTS)
+        outputs = frozenset({OutputType.MULTIVECTOR})
+        monkeypatch.setattr(served, "MAX_TOKEN_NUMBERS", 4 * num_tokens - 1)
+        words = f"{num_tokens} tokens, .* {4 * num_tokens} numbers; .* {num_tokens - 1} tokens. Send fewer"
+        with pytest.raises(InputTooLong, match=words):
+            encode(model, *DOCUMENTS, outputs=outputs)
+        if name == "colbert":
+            with pytest.raises(InputTooLong, match="Send fewer or shorter inputs"):
+                rerank(model)
+        assert not runtime.batches
+        if name == "m3":
+            encode(model, *DOCUMENTS, outputs=frozenset({OutputType.DENSE}))
+        monkeypatch.setattr(served, "MAX_TOKEN_NUMBERS", 4 * num_tokens)
+        assert encode(model, *DOCUMENTS, outputs=outputs).num_tokens == num_tokens
 
 
 # -- rerank -----------------------------------------------------------------------------------------

@@ -27,7 +27,11 @@ _SPARSE_ONLY = frozenset({OutputType.SPARSE})
 
 
 class EncodeWork:
-    """Implements `Work` for vectors."""
+    """Implements `Work` for vectors.
+
+    Attributes:
+        prompt_chars: characters that stand before each input, at most.
+    """
 
     def __init__(self, facts: Facts, request: EmbedRequest) -> None:
         self._facts = facts
@@ -41,7 +45,7 @@ class EncodeWork:
         # An unknown name is refused when the inputs are tokenized.
         named = facts.spec.prompts.get(request.prompt_name or facts.spec.default_prompt_name or "", "")
         longest = max(map(len, facts.spec.prompts.values()), default=0) if request.input_type else 0
-        self._prompt_chars = max(len(request.prompt or named), longest)
+        self.prompt_chars = max(len(request.prompt or named), longest)
 
     def check(self) -> None:
         """See `Work`."""
@@ -68,7 +72,7 @@ class EncodeWork:
         """See `Work`."""
         request = self._request
         return self._facts.processor.estimate_tokens(
-            request.inputs, self._prompt_chars, truncate=request.truncate is not False
+            request.inputs, self.prompt_chars, truncate=request.truncate is not False
         )
 
     async def load(self, loader: MediaLoader) -> None:
@@ -93,7 +97,7 @@ class EncodeWork:
         """See `Work`. What cuts on the other side may have to be made first."""
         request = self._request
         return request.truncation_side is None and self._facts.processor.is_small(
-            request.inputs, self._prompt_chars
+            request.inputs, self.prompt_chars
         )
 
     def tokenize(self, request_id: int) -> tuple[Sequence, ...]:

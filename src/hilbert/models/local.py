@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import weakref
-from collections.abc import Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -46,8 +46,9 @@ from hilbert.core import (
 from hilbert.core.request import FloatArray, IntArray
 from hilbert.engine import Engine, EngineLimits, LocalEngine, start_engine
 from hilbert.errors import InvalidInput, MediaError, ServingError
+from hilbert.models.encode import EncodeWork
 from hilbert.models.offload import offload_media
-from hilbert.models.served import ServedModel
+from hilbert.models.served import MAX_TOKEN_NUMBERS, ServedModel
 from hilbert.models.tokenizers import load_processor
 from hilbert.processors import called, token_array
 from hilbert.processors.audio import MAX_REQUEST_SAMPLES
@@ -68,6 +69,8 @@ File = str | PathLike[str] | bytes | Any
 _PIECE = 4096
 # Of texts; prompts come to them.
 _PIECE_CHARS = MAX_REQUEST_CHARS // 4
+# Of token vectors. Tokens are estimated at four characters each; in truth a character may be four tokens.
+_PIECE_NUMBERS = MAX_TOKEN_NUMBERS // 16
 # Of images and sounds, which are features of half a megabyte each.
 _MEDIA_PIECE = 128
 _PIECES_IN_FLIGHT = 2
@@ -457,10 +460,11 @@ class Model:
 
     async def _encode(self, request: EmbedRequest) -> EncodeResult:
         inputs = request.inputs
+        count = self._count_numbers(request) if OutputType.MULTIVECTOR in request.outputs else None
         if self.spec.towers and any(isinstance(x, Media) for x in inputs):
-            runs = await offload_media(_runs, inputs, self._media_piece, has_media=True)
+            runs = await offload_media(_runs, inputs, self._media_piece, count, has_media=True)
         else:
-            runs = _runs(inputs, _PIECE)
+            runs = _runs(inputs, _PIECE, count)
         if len(runs) == 1:
             return await self._piece(request, inputs)
         gate = asyncio.Semaphore(_PIECES_IN_FLIGHT)
@@ -484,6 +488,21 @@ class Model:
         """Images or sounds that go together: their features are not more than one request may have."""
         largest = max((4 * math.prod(tower.shape) for tower in self.spec.towers), default=1)
         return min(_MEDIA_PIECE, MAX_REQUEST_BYTES // largest)
+
+    def _count_numbers(self, request: EmbedRequest) -> Callable[[Input], int]:
+        """About how many numbers the token vectors of an input of this request have."""
+        facts = self._served.facts
+        prompt_chars = EncodeWork(facts, request).prompt_chars
+        sides = self.spec.multivector
+        fewest = 0 if sides is None else sides.expansion_len
+
+        def count(given: Input) -> int:
+            num_tokens = facts.processor.estimate_tokens(
+                (given,), prompt_chars, truncate=request.truncate is not False
+            )
+            return max(fewest, num_tokens) * facts.token_dimensions
+
+        return count
 
     async def _piece(self, request: EmbedRequest, inputs: tuple[Input, ...]) -> EncodeResult:
         if inputs:
@@ -513,24 +532,33 @@ def _request(
     return EmbedRequest(_inputs(texts), **options, outputs=frozenset(map(OutputType, names)))
 
 
-def _runs(inputs: tuple[Input, ...], most: int, *, has_media: bool = False) -> list[slice]:
+def _runs(
+    inputs: tuple[Input, ...],
+    most: int,
+    count_numbers: Callable[[Input], int] | None = None,
+    *,
+    has_media: bool = False,
+) -> list[slice]:
     """Pieces of so many inputs at most, which are not more together than one request may have.
 
     Reads the headers of images and sounds where the model takes any.
     """
     runs, start = [], 0
-    num_chars = num_pixels = num_samples = 0
+    num_chars = num_pixels = num_samples = num_numbers = 0
     for place, given in enumerate(inputs):
         chars = len(given) if isinstance(given, str) else 0
+        numbers = 0 if count_numbers is None else count_numbers(given)
         pixels, samples = decoded_size(given) if has_media else (0, 0)
         is_full = (
             num_chars + chars > _PIECE_CHARS
+            or num_numbers + numbers > _PIECE_NUMBERS
             or num_pixels + pixels > MAX_REQUEST_PIXELS
             or num_samples + samples > MAX_REQUEST_SAMPLES
         )
         if place - start == most or (is_full and place > start):
             runs.append(slice(start, place))
-            start, num_chars, num_pixels, num_samples = place, 0, 0, 0
+            start, num_chars, num_pixels, num_samples, num_numbers = place, 0, 0, 0, 0
+        num_numbers += numbers
         num_chars, num_pixels, num_samples = num_chars + chars, num_pixels + pixels, num_samples + samples
     return [*runs, slice(start, len(inputs))]
 

@@ -42,6 +42,7 @@ from hilbert.engine.base import EngineHandle, Health
 from hilbert.errors import (
     CapacityError,
     EngineError,
+    InputTooLong,
     ModelError,
     RequestTimeout,
     ServingError,
@@ -62,6 +63,9 @@ from hilbert.scheduler import Admission
 
 Result = TypeVar("Result")
 Asked = TypeVar("Asked", EmbedRequest, RerankRequest, ClassifyRequest, ExtractRequest)
+
+# Of the token vectors of one request: 1 GiB of float32, and several of JSON.
+MAX_TOKEN_NUMBERS = 2**28
 
 # Rows with more numbers than this are finished in a thread (normalising 2048 rows of 384 takes 2 ms).
 _INLINE_NUMBERS = 65_536
@@ -318,6 +322,8 @@ class ServedModel:
                 filled = tuple(msgspec.structs.replace(s, index=index) for index, s in enumerate(filled))
             request = Request(request_id, filled, work.outputs, deadline)
             num_tokens = request.num_tokens
+            if OutputType.MULTIVECTOR in work.outputs:
+                self._check_token_vectors(num_tokens)
             output = await self.engine.run(request)
             if output.errors:
                 raise self._first_error(work, output, [i for i, s in enumerate(sequences) if s.num_tokens])
@@ -332,6 +338,20 @@ class ServedModel:
         if _num_numbers(output) < _INLINE_NUMBERS:
             return work.finish(output, num_tokens, timing), num_tokens, timing
         return await offload(work.finish, output, num_tokens, timing), num_tokens, timing
+
+    def _check_token_vectors(self, num_tokens: int) -> None:
+        """Refuse what would be gigabytes of token vectors, before they are computed.
+
+        Raises:
+            InputTooLong: they have more numbers than `MAX_TOKEN_NUMBERS`.
+        """
+        size = self.facts.token_dimensions
+        if num_tokens * size > MAX_TOKEN_NUMBERS:
+            raise InputTooLong(
+                f"The request has {num_tokens:,} tokens, whose vectors of {size:,} numbers would be "
+                f"{num_tokens * size:,} numbers; those of one request may be {MAX_TOKEN_NUMBERS:,}, which is "
+                f"{MAX_TOKEN_NUMBERS // size:,} tokens. Send fewer or shorter inputs at once."
+            )
 
     def _first_error(self, work: Work[Result], output: Output, places: list[int]) -> ServingError:
         """The error of the first guilty input. What befell the whole request is told as it is."""
