@@ -51,6 +51,17 @@ def test_a_quiet_log_keeps_the_refusals(caplog: pytest.LogCaptureFixture) -> Non
     assert [record.message for record in caplog.records] == ["429 deny 1.2.3.4 [alice] GET /a"]
 
 
+def test_what_a_client_wrote_stays_short_and_on_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def talk() -> None:
+        Verdicts().log(401, "1.2.3.4", "", "GET\x9b2J" + "X" * 1000, "/" + "a" * 60_000)
+
+    with caplog.at_level(logging.WARNING, "hilbert.access"):
+        asyncio.run(talk())
+    (record,) = caplog.records
+    assert "GET\\x9b2J" in record.message and len(record.message) < 620
+    assert len(record.fields["path"]) == 512  # type: ignore[attr-defined]
+
+
 def test_what_waits_is_written_when_the_process_ends() -> None:
     program = (
         "import asyncio\nfrom hilbert.access import PASSED, Verdicts\n"

@@ -15,6 +15,9 @@ logger = logging.getLogger("hilbert.access")
 PASSED = 0
 """In place of a status: the request may pass."""
 
+# Those that we have are shorter by far, and a client, or a proxy for it, may send 64 KB.
+_MAX_PATH_CHARS = 512
+_MAX_METHOD_CHARS = 32
 _NAMES = ("verdict", "client", "key", "method", "path")
 
 
@@ -42,15 +45,17 @@ class Verdicts:
         level = logging.INFO if status == PASSED else logging.WARNING
         if logger.isEnabledFor(level):
             word = self._passed if status == PASSED else f"{status} deny"
-            values = (word, client, label or "-", method, path)
+            values = (word, client, label or "-", method[:_MAX_METHOD_CHARS], path[:_MAX_PATH_CHARS])
             self._lines.add(level, (time.time(), values), may_wait=status == PASSED)
 
 
 def _said(values: tuple[str, ...]) -> str:
     verdict, client, key, method, path = values
-    if not (path.isascii() and path.isprintable()):
-        path = ascii(path)
-    return f"{verdict} {client} [{key}] {method} {path}"
+    return f"{verdict} {client} [{key}] {_plain(method)} {_plain(path)}"
+
+
+def _plain(text: str) -> str:
+    return text if text.isascii() and text.isprintable() else ascii(text)
 
 
 def _named(values: tuple[str, ...]) -> dict[str, str]:
