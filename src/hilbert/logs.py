@@ -21,6 +21,9 @@ _TRACE_LEVEL = 5
 # They show URLs with queries, which may be signed, and whole headers.
 _TELLTALES = ("httpx2", "httpcore2", "uvicorn.asgi")
 
+# Of a path in a line: ours are shorter by far, and a client, or a proxy for it, may send 64 KB.
+MAX_PATH_CHARS = 512
+
 # How long a line may wait for others.
 _DELAY_SECONDS = 0.02
 _MAX_WAITING = 1000

@@ -8,15 +8,13 @@ from __future__ import annotations
 import logging
 import time
 
-from hilbert.logs import Form, LateLines
+from hilbert.logs import MAX_PATH_CHARS, Form, LateLines
 
 logger = logging.getLogger("hilbert.access")
 
 PASSED = 0
 """In place of a status: the request may pass."""
 
-# Those that we have are shorter by far, and a client, or a proxy for it, may send 64 KB.
-_MAX_PATH_CHARS = 512
 _MAX_METHOD_CHARS = 32
 _NAMES = ("verdict", "client", "key", "method", "path")
 
@@ -45,7 +43,7 @@ class Verdicts:
         level = logging.INFO if status == PASSED else logging.WARNING
         if logger.isEnabledFor(level):
             word = self._passed if status == PASSED else f"{status} deny"
-            values = (word, client, label or "-", method[:_MAX_METHOD_CHARS], path[:_MAX_PATH_CHARS])
+            values = (word, client, label or "-", method[:_MAX_METHOD_CHARS], path[:MAX_PATH_CHARS])
             self._lines.add(level, (time.time(), values), may_wait=status == PASSED)
 
 

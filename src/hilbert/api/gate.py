@@ -47,7 +47,6 @@ class Gate:
             return None
         client = self._proxies.client_of(call.peer, call.headers)
         limiter, permit = self._limiter, None
-
         try:
             call.key = key = self._keys.identify(call.headers)
             if limiter is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hilbert.api.call import Asked, Call
 from hilbert.errors import CapacityError, Overloaded
-from hilbert.logs import Form, LateLines
+from hilbert.logs import MAX_PATH_CHARS, Form, LateLines
 from hilbert.models import outcome_of
 from hilbert.observability import Metrics, RequestTrace, Stage, Tracer
 
@@ -22,8 +22,6 @@ logger = logging.getLogger("hilbert.requests")
 
 _CLIENT_GONE = 499
 _UNKNOWN_ROUTE = "unknown"
-# Of a path in the log; ours are shorter by far, and a client may send 64 KB.
-_MAX_PATH_CHARS = 512
 
 
 class Records:
@@ -80,7 +78,7 @@ class Records:
         fields: dict[str, object] = {
             "request_id": call.request_id.decode(),
             "method": call.method,
-            "path": (call.prefix + call.path)[:_MAX_PATH_CHARS],
+            "path": (call.prefix + call.path)[:MAX_PATH_CHARS],
             "status": status,
         }
         if call.entry is not None:
