@@ -336,7 +336,7 @@ class Supervisor:
                 settings.start_seconds,
                 settings.exit_seconds,
             )
-        except RuntimeError:
+        except (OSError, RuntimeError):
             process.close()
             raise
         self._pid = process.pid
