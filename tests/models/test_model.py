@@ -189,8 +189,16 @@ def test_the_real_model_through_openvino():
 DOCUMENTS = ["room one", "the hotel is never full", "!?", "room one", "Zimmer frei, " * 60]
 
 
+def spy(served: object, name: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The requests that a method is called with from now on."""
+    seen: list[object] = []
+    real = getattr(served, name)
+    monkeypatch.setattr(served, name, lambda request: seen.append(request) or real(request))
+    return seen
+
+
 @pytest.mark.parametrize("raw_scores", [False, True])
-def test_rerank_is_sentence_transformers_rank(tmp_path, cache, raw_scores):
+def test_rerank_is_sentence_transformers_rank(tmp_path, cache, raw_scores, monkeypatch):
     import torch
     from sentence_transformers import CrossEncoder
 
@@ -206,6 +214,19 @@ def test_rerank_is_sentence_transformers_rank(tmp_path, cache, raw_scores):
         assert np.abs(np.array(scores) - expected[[r.index for r in found]]).max() < 1e-5
         assert model.rerank("one room?", iter(DOCUMENTS), top_n=2, raw_scores=raw_scores) == found[:2]
         assert model.rerank("a", []) == []
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "_PIECE", 2)
+            pieces = spy(model._served, "rerank", patch)
+            in_pieces = model.rerank("one room?", DOCUMENTS, raw_scores=raw_scores)
+            assert [r.index for r in in_pieces] == [r.index for r in found] and len(pieces) == 3
+            assert np.allclose([r.score for r in in_pieces], scores, atol=2e-6)
+            best = model.rerank("one room?", DOCUMENTS, top_n=3, raw_scores=raw_scores)
+            assert [r.index for r in best] == [r.index for r in found[:3]]
+            with pytest.raises(InvalidInput, match=r"documents\[5\].*D800") as refused:
+                model.rerank("one room?", [*DOCUMENTS, "\ud800"])
+            assert refused.value.index == 5
+            with pytest.raises(InvalidInput, match=r"query.*D800"):
+                model.rerank("\ud800", DOCUMENTS)
         assert asyncio.run(model.arerank("one room?", DOCUMENTS, raw_scores=raw_scores)) == found
         with pytest.raises(UnsupportedTask, match=r"`embed`.*It can: rerank, classify"):
             model.embed("a")
@@ -215,7 +236,7 @@ def test_rerank_is_sentence_transformers_rank(tmp_path, cache, raw_scores):
                 model.rerank(**arguments)
 
 
-def test_classify_is_the_pipeline_of_transformers(tmp_path, cache):
+def test_classify_is_the_pipeline_of_transformers(tmp_path, cache, monkeypatch):
     from transformers import pipeline
 
     folder = tiny_model("bert", tmp_path / "m", head="classifier", num_labels=3)
@@ -228,6 +249,12 @@ def test_classify_is_the_pipeline_of_transformers(tmp_path, cache):
                 assert [label.label for label in mine] == [row["label"] for row in its]
                 assert np.allclose([label.score for label in mine], [row["score"] for row in its], atol=1e-5)
         assert model.classify("one")[0] == asyncio.run(model.aclassify(["one"]))[0]
+        whole = model.classify(texts)
+        monkeypatch.setattr(local, "_PIECE", 2)
+        pieces = spy(model._served, "classify", monkeypatch)
+        for mine, its in zip(model.classify(texts), whole, strict=True):
+            assert np.allclose([label.score for label in mine], [label.score for label in its], atol=2e-6)
+        assert len(pieces) == 2
         with pytest.raises(UnsupportedTask, match="3 labels"):
             model.rerank("a", ["b"])
 
@@ -246,6 +273,7 @@ def test_all_kinds_of_vector_of_one_model(tmp_path, cache, monkeypatch):
             model.embed_multivector(texts * 20)
         monkeypatch.setattr(local, "_PIECE_NUMBERS", 64 * 100 // 16)
         many = model.embed_multivector(texts * 20)
+        assert len(model.rerank("one guest", texts * 20)) == 40
         assert len(many) == 40 and np.abs(many[38] - found.multivector[0]).max() < 1e-4
         assert asyncio.run(model.aembed_sparse(texts))[0].weights.dtype == np.float32
         assert len(asyncio.run(model.aembed_multivector("a"))) == 1

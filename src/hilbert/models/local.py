@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from hilbert import hub
 from hilbert.core import (
     DENSE_ONLY,
     ClassifyRequest,
+    ClassifyResult,
     EmbedRequest,
     EncodeResult,
     Input,
@@ -428,11 +429,20 @@ class Model:
         if not texts:
             return []
         scale = Scale.RAW if raw_scores else Scale.MODEL
-        request = RerankRequest(query, texts, top_n, scale, truncate, prompt=prompt)
-        result = await self._served.rerank(request)
+        request = RerankRequest(query, texts, None, scale, truncate, prompt=prompt)
+
+        async def scored(run: slice) -> FloatArray:
+            result = await self._served.rerank(msgspec.structs.replace(request, documents=texts[run]))
+            return result.scores[np.argsort(result.indices)]
+
+        count = None
+        if OutputType.MULTIVECTOR in self._served.facts.outputs:
+            count = self._count_numbers(EmbedRequest(texts, input_type="document", truncate=truncate))
+        scores = np.concatenate(await _in_pieces(_runs(texts, _PIECE, count), scored))
+        order = np.argsort(-scores, kind="stable")[:top_n]
         return [
             Ranked(index, score, texts[index])
-            for index, score in zip(result.indices.tolist(), result.scores.tolist(), strict=True)
+            for index, score in zip(order.tolist(), scores[order].tolist(), strict=True)
         ]
 
     async def _classify(
@@ -441,9 +451,13 @@ class Model:
         given = (texts,) if isinstance(texts, str) else _texts(texts, "input")
         if not given:
             return []
-        result = await self._served.classify(ClassifyRequest(given, raw_scores, truncate))
+
+        async def classified(run: slice) -> ClassifyResult:
+            return await self._served.classify(ClassifyRequest(given[run], raw_scores, truncate))
+
         return [
             [Label(result.labels[place], score) for place, score in zip(places, scores, strict=True)]
+            for result in await _in_pieces(_runs(given, _PIECE), classified)
             for places, scores in zip(result.order.tolist(), result.scores.tolist(), strict=True)
         ]
 
@@ -465,23 +479,8 @@ class Model:
             runs = await offload_media(_runs, inputs, self._media_piece, count, has_media=True)
         else:
             runs = _runs(inputs, _PIECE, count)
-        if len(runs) == 1:
-            return await self._piece(request, inputs)
-        gate = asyncio.Semaphore(_PIECES_IN_FLIGHT)
-
-        async def piece(run: slice) -> EncodeResult:
-            async with gate:
-                try:
-                    return await self._piece(request, inputs[run])
-                except ServingError as error:
-                    raise _shifted(error, run.start) from error
-
-        pieces = [asyncio.ensure_future(piece(run)) for run in runs]
-        try:
-            return _joined(await asyncio.gather(*pieces))
-        finally:
-            for task in pieces:
-                task.cancel()
+        pieces = await _in_pieces(runs, lambda run: self._piece(request, inputs[run]))
+        return pieces[0] if len(pieces) == 1 else _joined(pieces)
 
     @property
     def _media_piece(self) -> int:
@@ -561,6 +560,31 @@ def _runs(
         num_numbers += numbers
         num_chars, num_pixels, num_samples = num_chars + chars, num_pixels + pixels, num_samples + samples
     return [*runs, slice(start, len(inputs))]
+
+
+async def _in_pieces(runs: list[slice], work: Callable[[slice], Awaitable[T]]) -> list[T]:
+    """The results of all runs, a few of which are in work at a time.
+
+    Raises:
+        ServingError: one failed; it names the place among all inputs. The others are cancelled.
+    """
+    if len(runs) == 1:
+        return [await work(runs[0])]
+    gate = asyncio.Semaphore(_PIECES_IN_FLIGHT)
+
+    async def piece(run: slice) -> T:
+        async with gate:
+            try:
+                return await work(run)
+            except ServingError as error:
+                raise _shifted(error, run.start) from error
+
+    pieces = [asyncio.ensure_future(piece(run)) for run in runs]
+    try:
+        return await asyncio.gather(*pieces)
+    finally:
+        for task in pieces:
+            task.cancel()
 
 
 def _joined(pieces: AbstractSequence[EncodeResult]) -> EncodeResult:
@@ -651,7 +675,7 @@ def _shifted(error: ServingError, start: int) -> ServingError:
     if error.index is None:
         return error
     index = error.index + start
-    message = error.message.replace(f"input[{error.index}]", f"input[{index}]", 1)
+    message = error.message.replace(f"[{error.index}]", f"[{index}]", 1)
     return type(error)(message, param=error.param, index=index)
 
 
