@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ from hilbert.testing.clock import ManualClock
 
 
 def lets_in(file: KeyFile, token: str) -> bool:
-    return file.table().find(hashlib.sha256(token.encode()).digest()) is not None
+    return file.table().find(token.encode()) is not None
 
 
 def replace(path: Path, text: str) -> None:
@@ -90,6 +89,26 @@ def test_a_settled_file_is_not_read_again(tmp_path: Path, monkeypatch) -> None:
     assert len(opened) == 4
     path.write_text("tok_2 # a\n")
     assert lets_in(file, "tok_2") and len(opened) == 5
+
+
+def test_one_look_holds_for_all_that_had_come_before_it_and_for_no_other(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "keys"
+    path.write_text("tok_1 # a\n")
+    clock = ManualClock(10.0)
+    file = KeyFile(str(path), clock)
+    looks: list[str] = []
+    real = os.stat
+    counted = {"stat": lambda name: looks.append(name) or real(name)}
+    monkeypatch.setattr(module, "os", SimpleNamespace(**vars(os) | counted))
+    first = file.table(9.0)
+    path.write_text("tok_2 # b\n")
+    assert file.table(9.999) is first and len(looks) == 1
+    assert file.table(10.0) is not first and len(looks) == 2  # it may have come after the look
+    clock.advance(1.0)
+    path.unlink()
+    assert not file.table(10.5).keys and not file.table(10.9).keys and len(looks) == 3
+    path.write_text("tok_3 # c\n")
+    assert lets_in(file, "tok_3") and len(looks) == 4
 
 
 @pytest.mark.parametrize("broken", ["missing", "folder", "pipe", "empty", "binary", "unreadable", "loop"])

@@ -28,9 +28,11 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-def test_a_thousand_edits_each_seen_by_the_next_request(serve, keys_file: Path) -> None:
+@pytest.mark.parametrize("is_busy", [False, True], ids=["quiet", "busy"])
+def test_a_thousand_edits_each_seen_by_the_next_request(serve, keys_file: Path, is_busy: bool) -> None:
     server = serve(settings=ApiSettings(keys_file=str(keys_file)))
     request = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer tok_%05d\r\n\r\n"
+    is_over = threading.Event()
 
     def status(connection: socket.socket, number: int) -> bytes:
         connection.sendall(request % number)
@@ -43,18 +45,32 @@ def test_a_thousand_edits_each_seen_by_the_next_request(serve, keys_file: Path) 
             body += connection.recv(65536)
         return head.split(b" ")[1]
 
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
-        for number in range(1000):
-            text = f"tok_{number:05} # a\n"  # always the same size
-            if number % 2:
-                keys_file.write_text(text)
-            else:
-                new = keys_file.with_name("new")
-                new.write_text(text)
-                os.replace(new, keys_file)
-            assert status(connection, number) == b"200", number
-            if number % 50 == 0:
-                assert status(connection, number - 1) == b"401"
+    def ask_without_end() -> None:
+        """A crowd, for which the server looks at the file all the time."""
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            while not is_over.is_set():
+                assert status(connection, 99_999) == b"401"
+
+    crowd = [threading.Thread(target=ask_without_end) for _ in range(3 if is_busy else 0)]
+    for thread in crowd:
+        thread.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            for number in range(1000):
+                text = f"tok_{number:05} # a\n"  # always the same size
+                if number % 2:
+                    keys_file.write_text(text)
+                else:
+                    new = keys_file.with_name("new")
+                    new.write_text(text)
+                    os.replace(new, keys_file)
+                assert status(connection, number) == b"200", number
+                if number % 50 == 0:
+                    assert status(connection, number - 1) == b"401"
+    finally:
+        is_over.set()
+        for thread in crowd:
+            thread.join()
 
 
 def test_both_kinds_of_key_count_and_a_missing_file_denies(serve, tmp_path: Path) -> None:

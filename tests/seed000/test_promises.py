@@ -179,7 +179,7 @@ def test_promise_10_keys_are_compared_in_constant_time(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         keyfile, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or real(a, b)
     )
-    assert table.find(keyfile.digest_of(b"tok_1")) and not table.find(keyfile.digest_of(b"tok_2"))
+    assert table.find(b"tok_1") and not table.find(b"tok_2")
     assert compared == [(32, 32), (32, 32)]  # as much work for a stranger as for a guest
 
 

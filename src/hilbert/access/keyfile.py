@@ -12,10 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from hmac import compare_digest
 
 from hilbert.config.limits import NO_LIMITS, Limits, parse_limits
+
+try:  # Python's own, where it can be had: OpenSSL's costs a request two microseconds more (bench/LOG.md)
+    from _sha2 import sha256  # type: ignore[import-not-found]  # since Python 3.12
+except ImportError:
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]
+    except ImportError:
+        from hashlib import sha256
 
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NOBODY = bytes(32)
@@ -60,15 +67,17 @@ class KeyTable:
     keys: Mapping[bytes, Key]
     complaints: tuple[str, ...] = ()
 
-    def find(self, digest: bytes) -> Key | None:
-        """The key with this digest, compared in constant time once its place is found."""
+    def find(self, token: bytes) -> Key | None:
+        """The key of this token; digests are compared in constant time once its place is found."""
+        digest = sha256(token).digest()
         key = self.keys.get(digest, ANONYMOUS)
         return key if compare_digest(key.digest, digest) and key is not ANONYMOUS else None
 
 
 def digest_of(token: bytes) -> bytes:
     """What is kept of a token."""
-    return sha256(token).digest()
+    digest: bytes = sha256(token).digest()
+    return digest
 
 
 def parse_keys(content: bytes) -> KeyTable:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from hilbert.access.keyfile import ANONYMOUS, Key, KeyTable, digest_of
 from hilbert.access.watch import KeyFile
 from hilbert.errors import Unauthorized
-
-_NO_KEYS = KeyTable({})
 
 
 class Keys:
@@ -23,39 +22,41 @@ class Keys:
 
     def __init__(self, api_key: str = "", keys_file: str = "") -> None:
         digest = digest_of(api_key.encode())
-        single = KeyTable({digest: Key("api-key", digest, is_admin=True)})
-        self._single = single if api_key else None
+        self._single = KeyTable({digest: Key("api-key", digest, is_admin=True)} if api_key else {})
         self._file = KeyFile(keys_file) if keys_file else None
         self.is_open = not api_key and self._file is None
         if self._file is not None:
             self._file.table()  # what is wrong with it is said at the start
 
-    def identify(self, headers: Mapping[bytes, bytes]) -> Key:
+    def identify(self, headers: Mapping[bytes, bytes], received_at: float = inf) -> Key:
         """The key of a request; `ANONYMOUS` where none is asked for.
+
+        Args:
+            headers: by lower-case name.
+            received_at: when they had come, as `time.perf_counter`: the keys file is looked at unless it was
+                looked at since. By default it always is.
 
         Raises:
             Unauthorized: a key is required, and none or an unknown one was given.
         """
         if self.is_open:
             return ANONYMOUS
-        table = _NO_KEYS if self._file is None else self._file.table()
-        given, other = headers.get(b"authorization"), headers.get(b"x-api-key")
-        token = b"" if given is None else _token(given)
-        key = self._key_of(token, table) if token else None
-        if key is None and other is not None and (other := other.strip()):
-            token, key = other, self._key_of(other, table)
-        if key is None:
-            raise Unauthorized(
-                "The API key is wrong."
-                if token
-                else "An API key is needed: send `Authorization: Bearer KEY`."
-            )
-        return key
-
-    def _key_of(self, token: bytes, table: KeyTable) -> Key | None:
-        digest = digest_of(token)
-        key = None if self._single is None else self._single.find(digest)
-        return table.find(digest) if key is None else key
+        table = self._single if self._file is None else self._file.table(received_at)
+        given = headers.get(b"authorization")
+        if given is not None:
+            key = table.find(given.removeprefix(b"Bearer "))  # as nearly all send it
+            if key is not None:
+                return key
+        tokens = [_token(given or b""), headers.get(b"x-api-key", b"").strip()]
+        for token in filter(None, tokens):
+            key = table.find(token) or self._single.find(token)
+            if key is not None:
+                return key
+        raise Unauthorized(
+            "The API key is wrong."
+            if any(tokens)
+            else "An API key is needed: send `Authorization: Bearer KEY`."
+        )
 
 
 def _token(given: bytes) -> bytes:

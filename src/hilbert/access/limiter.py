@@ -31,23 +31,6 @@ _CONCURRENT_RETRY_SECONDS = 1.0
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
-class Account:
-    """What one caller owes.
-
-    Attributes:
-        requests_until: when all its requests so far are paid for.
-        tokens_until: likewise its tokens.
-        num_inside: its requests in work.
-    """
-
-    __slots__ = ("num_inside", "requests_until", "tokens_until")
-
-    def __init__(self) -> None:
-        self.requests_until = 0.0
-        self.tokens_until = 0.0
-        self.num_inside = 0
-
-
 class Rules:
     """Limits, worked out once: what is not limited takes no time, and any amount of it may be owed.
 
@@ -56,16 +39,17 @@ class Rules:
         concurrent: requests that may be in work.
         request_seconds, token_seconds: what one takes to be paid for.
         requests_owed, tokens_owed: seconds of each that a caller may owe and still come in.
+        requests, tokens: how to say what is left of each; None where it is not limited.
     """
 
     __slots__ = (
-        "_requests",
-        "_tokens",
         "concurrent",
         "limits",
         "request_seconds",
+        "requests",
         "requests_owed",
         "token_seconds",
+        "tokens",
         "tokens_owed",
     )
 
@@ -74,28 +58,19 @@ class Rules:
         self.concurrent = inf if limits.concurrent is None else limits.concurrent
         self.request_seconds, self.requests_owed = 0.0, inf
         self.token_seconds, self.tokens_owed = 0.0, inf
-        self._requests: _Names | None = None
-        self._tokens: _Names | None = None
+        self.requests: _Standing | None = None
+        self.tokens: _Standing | None = None
         if limits.rate is not None:
             self.request_seconds = 1 / limits.rate
             self.requests_owed = (limits.requests_at_once - 1) / limits.rate + _SLACK_SECONDS
-            self._requests = _Names(b"requests", limits.requests_at_once, self.request_seconds)
+            self.requests = _Standing(b"requests", limits.requests_at_once, self.request_seconds)
         if limits.tokens is not None:
             self.token_seconds = _MINUTE / limits.tokens
             self.tokens_owed = _MINUTE * (1 - 1 / limits.tokens) + _SLACK_SECONDS
-            self._tokens = _Names(b"tokens", limits.tokens, self.token_seconds)
-
-    def standing(self, account: Account, now: float) -> Headers:
-        """What a caller has left, in OpenAI's headers: the limit is what may come at once."""
-        if self._tokens is None:
-            return () if self._requests is None else self._requests.standing(account.requests_until - now)
-        headers = self._tokens.standing(account.tokens_until - now)
-        if self._requests is None:
-            return headers
-        return self._requests.standing(account.requests_until - now) + headers
+            self.tokens = _Standing(b"tokens", limits.tokens, self.token_seconds)
 
 
-class _Names:
+class _Standing:
     """The three headers of one limit: so many at once, each of which takes `unit` seconds to be paid for."""
 
     __slots__ = ("_limit", "_num", "_remaining", "_reset", "_unit")
@@ -107,7 +82,7 @@ class _Names:
         self._remaining = b"x-ratelimit-remaining-" + what
         self._reset = b"x-ratelimit-reset-" + what
 
-    def standing(self, owed: float) -> Headers:
+    def headers(self, owed: float) -> Headers:
         """For somebody who owes so many seconds."""
         limit = self._limit
         if owed <= 0:
@@ -125,7 +100,81 @@ def _rules(limits: Limits) -> Rules | None:
     return None if limits == NO_LIMITS else Rules(limits)
 
 
-Permit = tuple[Rules, Account] | None
+class Account:
+    """What one caller owes, or all of them together.
+
+    Attributes:
+        rules: what it may do.
+        own: the limits of this caller alone that they were made of.
+        requests_until: when all its requests so far are paid for.
+        tokens_until: likewise its tokens.
+        num_inside: its requests in work.
+    """
+
+    __slots__ = ("num_inside", "own", "requests_until", "rules", "tokens_until")
+
+    def __init__(self, rules: Rules, own: Limits = NO_LIMITS) -> None:
+        self.rules = rules
+        self.own = own
+        self.requests_until = 0.0
+        self.tokens_until = 0.0
+        self.num_inside = 0
+
+    def enter(self, now: float) -> bool:
+        """Count a request that comes; false, and not counted, where a limit is reached."""
+        rules, until = self.rules, self.requests_until
+        if (
+            self.num_inside >= rules.concurrent
+            or until > now + rules.requests_owed
+            or self.tokens_until > now + rules.tokens_owed
+        ):
+            return False
+        self.num_inside += 1
+        self.requests_until = (until if until > now else now) + rules.request_seconds
+        return True
+
+    def undo(self) -> None:
+        """It did not come after all."""
+        self.num_inside -= 1
+        self.requests_until -= self.rules.request_seconds
+
+    def charge(self, now: float, num_tokens: int) -> None:
+        """Tokens were used."""
+        until = self.tokens_until
+        self.tokens_until = (until if until > now else now) + num_tokens * self.rules.token_seconds
+
+    def standing(self, now: float) -> Headers:
+        """What is left, in OpenAI's headers: the limit is what may come at once."""
+        rules = self.rules
+        requests, tokens = rules.requests, rules.tokens
+        headers = () if requests is None else requests.headers(self.requests_until - now)
+        return headers if tokens is None else headers + tokens.headers(self.tokens_until - now)
+
+    def refusal(self, now: float, caller: bytes | str | None) -> RateLimited:
+        """Why a request cannot come; the caller is None for all of them together."""
+        rules = self.rules
+        limits = rules.limits
+        who = "This key" if type(caller) is bytes else "This address" if caller else "All callers together"
+        too_early = self.requests_until - now - rules.requests_owed
+        too_many_tokens = self.tokens_until - now - rules.tokens_owed
+        if self.num_inside >= rules.concurrent:
+            may, name, wait = (
+                f"have {limits.concurrent} requests in work",
+                "concurrent",
+                _CONCURRENT_RETRY_SECONDS,
+            )
+        elif too_early > 0:
+            may = f"make {limits.rate:g} requests per second (burst {limits.requests_at_once})"
+            name, wait = "rate", too_early
+        else:
+            may, name, wait = f"use {limits.tokens} tokens per minute", "tokens", too_many_tokens
+        return RateLimited(
+            f"{who} may {may}, and that is used up; try again in {wait:.3g} s ({name}= sets the limit).",
+            retry_after_seconds=wait,
+        )
+
+
+Permit = Account | None
 """A request that was let in, to be given back with `Limiter.leave`; None where its caller has no limits."""
 
 
@@ -145,11 +194,11 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._each = each
-        self._rules_of_each = _rules(each)
-        self._overall = _rules(overall)
+        self._is_each_limited = each != NO_LIMITS
+        rules = _rules(overall)
+        self._everybody = None if rules is None else Account(rules)
         self._clock = clock
         self._accounts: OrderedDict[bytes | str, Account] = OrderedDict()
-        self._all = Account()
         self._swept = 0.0
 
     @property
@@ -167,22 +216,21 @@ class Limiter:
             RateLimited: some limit is reached; nothing was counted.
         """
         now = self._clock()
-        overall, everybody = self._overall, self._all
-        rules = self._rules_of_each if own is NO_LIMITS else self._rules_of(own)
-        if rules is not None:
-            account = self._account(caller, now)
-            _check(rules, account, now, caller)
-        if overall is not None:
-            _check(overall, everybody, now, None)
-            everybody.num_inside += 1
-            until = everybody.requests_until
-            everybody.requests_until = (until if until > now else now) + overall.request_seconds
-        if rules is None:
-            return None
-        account.num_inside += 1
-        until = account.requests_until
-        account.requests_until = (until if until > now else now) + rules.request_seconds
-        return rules, account
+        account = None
+        if self._is_each_limited or own is not NO_LIMITS:
+            account = self._accounts.get(caller)
+            if account is not None and account.own is own:
+                self._accounts.move_to_end(caller)
+            else:
+                account = self._opened(caller, own, now)
+            if account is not None and not account.enter(now):
+                raise account.refusal(now, caller)
+        everybody = self._everybody
+        if everybody is not None and not everybody.enter(now):
+            if account is not None:
+                account.undo()
+            raise everybody.refusal(now, None)
+        return account
 
     def leave(self, permit: Permit, num_tokens: int) -> Headers:
         """A request has ended: charge its tokens, and say how its caller stands.
@@ -191,48 +239,45 @@ class Limiter:
             ``x-ratelimit-*`` headers for what is limited; those of all callers where each has no limits.
         """
         now = self._clock()
-        overall, everybody = self._overall, self._all
-        if overall is not None:
+        everybody = self._everybody
+        if everybody is not None:
             everybody.num_inside -= 1
-            if overall.token_seconds:
-                _charge(overall, everybody, now, num_tokens)
+            if everybody.rules.token_seconds:
+                everybody.charge(now, num_tokens)
         if permit is None:
-            return () if overall is None else overall.standing(everybody, now)
-        rules, account = permit
-        account.num_inside -= 1
-        if rules.token_seconds:
-            _charge(rules, account, now, num_tokens)
-        return rules.standing(account, now)
+            return () if everybody is None else everybody.standing(now)
+        permit.num_inside -= 1
+        if permit.rules.token_seconds:
+            permit.charge(now, num_tokens)
+        return permit.standing(now)
 
     def charge(self, caller: bytes | str, num_tokens: int, own: Limits = NO_LIMITS) -> None:
         """Charge tokens that were used for a caller who did not wait for them: those of a job."""
         now = self._clock()
-        if self._overall is not None:
-            _charge(self._overall, self._all, now, num_tokens)
-        rules = self._rules_of(own)
-        if rules is not None:
-            _charge(rules, self._account(caller, now), now, num_tokens)
+        for account in (self._everybody, self._opened(caller, own, now)):
+            if account is not None:
+                account.charge(now, num_tokens)
 
-    def standing_of(self, caller: bytes | str, own: Limits = NO_LIMITS) -> Headers:
+    def standing_of(self, caller: bytes | str) -> Headers:
         """The headers for a caller who was refused."""
-        rules, account = self._rules_of(own), self._accounts.get(caller)
-        if rules is None or account is None:
-            rules, account = self._overall, self._all
-        return () if rules is None else rules.standing(account, self._clock())
+        account = self._accounts.get(caller, self._everybody)
+        return () if account is None else account.standing(self._clock())
 
-    def _rules_of(self, own: Limits) -> Rules | None:
-        return self._rules_of_each if own is NO_LIMITS else _rules(own.over(self._each))
-
-    def _account(self, caller: bytes | str, now: float) -> Account:
+    def _opened(self, caller: bytes | str, own: Limits, now: float) -> Account | None:
+        """The account of a caller, made or brought to these limits; None for one without limits."""
+        rules = _rules(own.over(self._each))
+        if rules is None:
+            return None
         account = self._accounts.get(caller)
         if account is not None:
+            account.rules, account.own = rules, own
             self._accounts.move_to_end(caller)
             return account
         if now - self._swept > _SWEEP_EVERY_SECONDS:
             self._sweep(now)
         if len(self._accounts) >= MAX_ACCOUNTS:
             self._accounts.popitem(last=False)
-        account = self._accounts[caller] = Account()
+        account = self._accounts[caller] = Account(rules, own)
         return account
 
     def _sweep(self, now: float) -> None:
@@ -243,45 +288,6 @@ class Limiter:
             if account.num_inside or max(account.requests_until, account.tokens_until) > now:
                 return
             del self._accounts[caller]
-
-
-def _check(rules: Rules, account: Account, now: float, caller: bytes | str | None) -> None:
-    """Raise where a limit is reached; the caller is None for all of them together."""
-    if (
-        account.num_inside >= rules.concurrent
-        or account.requests_until > now + rules.requests_owed
-        or account.tokens_until > now + rules.tokens_owed
-    ):
-        raise _refusal(rules, account, now, caller)
-
-
-def _charge(rules: Rules, account: Account, now: float, num_tokens: int) -> None:
-    until = account.tokens_until
-    account.tokens_until = (until if until > now else now) + num_tokens * rules.token_seconds
-
-
-def _refusal(rules: Rules, account: Account, now: float, caller: bytes | str | None) -> RateLimited:
-    limits = rules.limits
-    who = (
-        "All callers together" if caller is None else "This key" if type(caller) is bytes else "This address"
-    )
-    too_early = account.requests_until - now - rules.requests_owed
-    too_many_tokens = account.tokens_until - now - rules.tokens_owed
-    if account.num_inside >= rules.concurrent:
-        may, name, wait = (
-            f"have {limits.concurrent} requests in work",
-            "concurrent",
-            _CONCURRENT_RETRY_SECONDS,
-        )
-    elif too_early > 0:
-        may = f"make {limits.rate:g} requests per second (burst {limits.requests_at_once})"
-        name, wait = "rate", too_early
-    else:
-        may, name, wait = f"use {limits.tokens} tokens per minute", "tokens", too_many_tokens
-    return RateLimited(
-        f"{who} may {may}, and that is used up; try again in {wait:.3g} s ({name}= sets the limit).",
-        retry_after_seconds=wait,
-    )
 
 
 def _long_duration(seconds: float) -> bytes:

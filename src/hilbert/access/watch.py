@@ -1,6 +1,7 @@
 """The keys file as it is now: an edit counts for the very next request.
 
-Each request asks the system for the file's identity (device, inode, size, both times), one call. Where it
+The system is asked for the file's identity (device, inode, size, both times), one call: for each request, or
+once for all of those that had come before it was asked, as under load they come together. Where it
 has changed, the file is read. Identity alone would miss a same-size edit within one tick of the file
 system's clock, so a file is read at every request until its identity has stood still for longer than
 any clock tick. Whatever cannot be read lets nobody in, and is said once.
@@ -13,6 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from math import inf
 from operator import attrgetter
 
 from hilbert.access.keyfile import BadKeyFile, KeyTable, digest_of, parse_keys
@@ -38,18 +40,26 @@ class KeyFile:
         clock: seconds, monotonic.
     """
 
-    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self._path = path
         self._clock = clock
         self._table = _NOBODY
         self._identity: _Identity | None = None
         self._since = 0.0
+        self._looked_at = -inf
         self._is_settled = False
         self._seen: bytes | None = None  # the digest of what was read last: no token stays in memory
         self._complaint = ""
 
-    def table(self) -> KeyTable:
-        """The keys at this moment; none where the file cannot be used."""
+    def table(self, since: float = inf) -> KeyTable:
+        """The keys at this moment; none where the file cannot be used.
+
+        Args:
+            since: those of any moment after this one will do, by the clock. By default, of no past one.
+        """
+        if since < self._looked_at:
+            return self._table
+        self._looked_at = self._clock()
         try:
             found = os.stat(self._path)
         except OSError as error:

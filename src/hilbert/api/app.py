@@ -180,7 +180,7 @@ class App:
         call.query = scope.get("query_string", b"")
         extensions = scope.get("extensions")
         if extensions and ANSWER in extensions:
-            call.answer = extensions[ANSWER]["write"]
+            call.answer, call.received_at = extensions[ANSWER]["write"], extensions[ANSWER]["received_at"]
         if self._is_traced:
             self._records.open(call)
         if self._models.by_prefix:

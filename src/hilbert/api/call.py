@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import count
+from math import inf
 from types import coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -31,7 +32,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 ANSWER = "hilbert.answer"
-"""An ASGI extension whose ``write`` takes a whole answer at once, where the server can (`cli/http.py`)."""
+"""An ASGI extension of `cli/http.py`: its ``write`` takes a whole answer at once, where it can, and
+``received_at`` is when the headers of the connection's newest request had come, as `time.perf_counter`."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Answer = Callable[[int, Headers, bytes], bool]
@@ -131,6 +133,7 @@ class Call:
         started: `time.perf_counter()` at arrival.
         query: what stands behind the ``?``, as received.
         answer: writes the reply in one piece; None where the server cannot.
+        received_at: when its headers had come or later, as `started`; infinite where the server does not say.
         peer: the address at the other end of the connection; None for a unix socket.
         body_seconds: how long a body may take to arrive; a large one gets more, by its size.
         key: who asks; set at the gate.
@@ -152,6 +155,7 @@ class Call:
     prefix = tail = ""
     query = b""
     answer: Answer | None = None
+    received_at = inf
     key = ANONYMOUS
     dialect: Dialect | None = None
     num_tokens = 0

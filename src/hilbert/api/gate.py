@@ -48,12 +48,13 @@ class Gate:
         client = self._proxies.client_of(call.peer, call.headers)
         limiter, permit = self._limiter, None
         try:
-            call.key = key = self._keys.identify(call.headers)
+            call.key = key = self._keys.identify(call.headers, call.received_at)
             if limiter is not None:
-                permit = limiter.enter(_caller(key, client), key.limits)
+                caller = group_of(client) if key is ANONYMOUS else key.digest
+                permit = limiter.enter(caller, key.limits)
         except (Unauthorized, RateLimited) as error:
             if limiter is not None and isinstance(error, RateLimited):
-                call.reply_headers = limiter.standing_of(_caller(key, client), key.limits)
+                call.reply_headers = limiter.standing_of(caller)
             self._verdicts.log(error.status, client, call.key.label, call.method, call.prefix + call.path)
             raise
         if key is not ANONYMOUS:
@@ -72,11 +73,7 @@ class Gate:
         """Count tokens that were used on behalf of a call, which may have left long ago."""
         if self._limiter is not None:
             client = self._proxies.client_of(call.peer, call.headers)
-            self._limiter.charge(_caller(call.key, client), num_tokens, call.key.limits)
+            caller = group_of(client) if call.key is ANONYMOUS else call.key.digest
+            self._limiter.charge(caller, num_tokens, call.key.limits)
         if call.key is not ANONYMOUS:
             self.usage.count(call.key.label, num_tokens, num_requests=0)
-
-
-def _caller(key: Key, client: str) -> bytes | str:
-    """Whom limits count: a key, or an address."""
-    return group_of(client) if key is ANONYMOUS else key.digest

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _header_seconds: float
     _answer_name: str
     _extensions: dict[str, dict[object, object]]
+    _extension: dict[object, object]
     _answered: RequestResponseCycle
     _is_in_headers = True
     _is_in_message = False
@@ -90,7 +92,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         """A client has come; its first request is due."""
         super().connection_made(transport)
-        self._extensions = {self._answer_name: {"write": self._answer}} if self._answer_name else {}
+        self._extension = {"write": self._answer}
+        self._extensions = {self._answer_name: self._extension} if self._answer_name else {}
         self._header_timer = self.loop.call_later(self._header_seconds, self._hang_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -98,7 +101,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self._stop_rest_timer()
         self._stop_reader_timer()
-        self._extensions.clear()  # else the last request and its connection would hold each other
+        self._extensions.clear()
+        self._extension.clear()  # else the last request and its connection would hold each other
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -110,6 +114,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """What follows is the body, which the application bounds."""
         self._is_in_headers = False
+        self._extension["received_at"] = time.perf_counter()
         super().on_headers_complete()
         self.scope["extensions"] = self._extensions
 
@@ -122,13 +127,13 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = self._answered
         if cycle.disconnected or self.flow.write_paused:
             return False
-        lines = [b"%b: %b" % header for header in (*self.server_state.default_headers, *headers)]
         if _CLOSE in headers:
             cycle.keep_alive = False
         elif not cycle.keep_alive:
-            lines.append(b"%b: %b" % _CLOSE)
-        head = STATUS_LINE[status] + b"\r\n".join(lines)
-        if head.count(b"\r") != len(lines) or head.count(b"\n") != len(lines):
+            headers = (*headers, _CLOSE)
+        headers = (*self.server_state.default_headers, *headers)
+        head = STATUS_LINE[status] + b"\r\n".join(map(b": ".join, headers))
+        if head.count(b"\r") != len(headers) or head.count(b"\n") != len(headers):
             raise RuntimeError("a header holds a line break")
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
