@@ -273,7 +273,6 @@ def test_all_kinds_of_vector_of_one_model(tmp_path, cache, monkeypatch):
             model.embed_multivector(texts * 20)
         monkeypatch.setattr(local, "_PIECE_NUMBERS", 64 * 100 // 16)
         many = model.embed_multivector(texts * 20)
-        assert len(model.rerank("one guest", texts * 20)) == 40
         assert len(many) == 40 and np.abs(many[38] - found.multivector[0]).max() < 1e-4
         assert asyncio.run(model.aembed_sparse(texts))[0].weights.dtype == np.float32
         assert len(asyncio.run(model.aembed_multivector("a"))) == 1
@@ -285,6 +284,20 @@ def test_all_kinds_of_vector_of_one_model(tmp_path, cache, monkeypatch):
         for ignored in ({"normalize": True}, {"dimensions": 3}, {"dimensions": 0}):
             with pytest.raises(InvalidInput, match="no meaning for sparse vectors"):
                 model.embed_sparse(texts, **ignored)
+
+
+def test_a_long_list_is_reranked_by_more_token_vectors_than_one_request_may_have(
+    tmp_path, cache, monkeypatch
+):
+    with Model(str(tiny_model("bert", tmp_path / "m", head="colbert")), cache_dir=cache) as model:
+        whole = model.rerank("one room?", DOCUMENTS * 4)
+        most = model._served.facts.token_dimensions * 300
+        monkeypatch.setattr(served, "MAX_TOKEN_NUMBERS", most)
+        with pytest.raises(InputTooLong):
+            model.rerank("one room?", DOCUMENTS * 4)
+        monkeypatch.setattr(local, "_PIECE_NUMBERS", most // 4)
+        found = model.rerank("one room?", DOCUMENTS * 4)
+        assert [r.index for r in found] == [r.index for r in whole]
 
 
 def test_a_task_that_the_model_has_not_is_refused(tmp_path, cache):
