@@ -227,6 +227,22 @@ class TestLight:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("chosen", ["", "7"])
+async def test_a_worker_has_room_for_each_of_its_threads_to_allocate(open_house, monkeypatch, chosen):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if chosen:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", chosen)
+    house = await open_house()
+    given = dict(
+        pair.split("=", 1)
+        for pair in Path(f"/proc/{house.pid}/environ").read_text().split("\0")
+        if "=" in pair
+    )
+    assert given["MALLOC_ARENA_MAX"] == (chosen or str(os.cpu_count() + 2))
+    assert given["OPENBLAS_NUM_THREADS"] == "1"
+
+
+@pytest.mark.anyio
 async def test_threads_and_files_are_given_back(open_house):
     """Five workers later the front holds nothing more than before."""
 

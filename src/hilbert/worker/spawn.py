@@ -25,10 +25,8 @@ from collections.abc import Callable
 import hilbert
 from hilbert.worker.journal import Journal, create_journal_file
 
-# What the user has set wins. Each thread that allocates would get an arena of its own, which keeps what
-# it once held. Nothing in a worker multiplies matrices in numpy, and the threads that numpy's OpenBLAS
-# starts when it is imported cost 50 ms of every start.
-_ENVIRONMENT_DEFAULTS = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
+# Beside those that compute: the two that hand batches over.
+_MORE_THREADS = 2
 
 
 class WorkerProcess:
@@ -123,7 +121,15 @@ def prestart(runtime_factory: str | None = None, preload: tuple[str, ...] = ()) 
 
 
 def _environment() -> dict[str, str]:
-    environment = {**_ENVIRONMENT_DEFAULTS, **os.environ}
+    # What the user has set wins. Each thread that allocates would get an arena of its own, which keeps what
+    # it once held; with fewer than one for each busy thread they wait for each other, a sixth of the time of
+    # a lone request (bench/LOG.md). Nothing in a worker multiplies matrices in numpy, and the threads that
+    # numpy's OpenBLAS starts when it is imported cost 50 ms of every start.
+    defaults = {
+        "MALLOC_ARENA_MAX": str((os.cpu_count() or 1) + _MORE_THREADS),
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    environment = {**defaults, **os.environ}
     # The worker must import the same hilbert as the front, also when the front found it through the
     # current folder, which `-P` hides. Installed packages are found anyway and must not come first.
     root = os.path.dirname(os.path.dirname(os.path.abspath(hilbert.__file__)))
