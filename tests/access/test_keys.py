@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import types
 from pathlib import Path
 
@@ -51,6 +52,27 @@ def test_either_header_will_do_and_none_is_said(keys: Keys) -> None:
         keys.identify({})
     with pytest.raises(Unauthorized, match="wrong"):
         keys.identify({b"authorization": b"Bearer \xff\xfe"})
+
+
+def test_the_single_key_administers_even_where_the_file_names_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("tok_single models=bge rate=1 # a guest\ntok_file # alice\n")
+    keys = Keys("tok_single", str(path))
+    for headers in ({b"authorization": b"Bearer tok_single"}, {b"x-api-key": b"tok_single"}):
+        key = keys.identify(headers)
+        assert (key.label, key.is_admin, key.models) == ("api-key", True, None)
+
+
+@pytest.mark.parametrize("given", [b"", b" ", b"Bearer", b"Bearer ", b"bearer  ", b"two words"])
+def test_what_is_no_key_is_none_even_where_a_line_is_its_digest(tmp_path: Path, given: bytes) -> None:
+    """The digest of nothing is what a script writes whose variable is not set."""
+    path = tmp_path / "keys"
+    no_keys = (b"", b"Bearer", b"two words")
+    path.write_text("".join(f"sha256:{hashlib.sha256(each).hexdigest()} # x\n" for each in no_keys))
+    with pytest.raises(Unauthorized):
+        Keys(keys_file=str(path)).identify({b"authorization": given})
+    with pytest.raises(Unauthorized):
+        Keys(keys_file=str(path)).identify({b"x-api-key": b""})
 
 
 def test_without_keys_everyone_may_call() -> None:

@@ -9,6 +9,8 @@ from hilbert.access.keyfile import ANONYMOUS, Key, KeyTable, digest_of
 from hilbert.access.watch import KeyFile
 from hilbert.errors import Unauthorized
 
+_NO_KEYS = KeyTable({})
+
 
 class Keys:
     """The keys of a server: the one of ``--api-key``, those of ``--keys-file``, both, or none.
@@ -22,7 +24,8 @@ class Keys:
 
     def __init__(self, api_key: str = "", keys_file: str = "") -> None:
         digest = digest_of(api_key.encode())
-        self._single = KeyTable({digest: Key("api-key", digest, is_admin=True)} if api_key else {})
+        single = KeyTable({digest: Key("api-key", digest, is_admin=True)})
+        self._single = single if api_key else None
         self._file = KeyFile(keys_file) if keys_file else None
         self.is_open = not api_key and self._file is None
         if self._file is not None:
@@ -41,25 +44,26 @@ class Keys:
         """
         if self.is_open:
             return ANONYMOUS
-        table = self._single if self._file is None else self._file.table(received_at)
-        given = headers.get(b"authorization")
-        if given is not None:
-            key = table.find(given.removeprefix(b"Bearer "))  # as nearly all send it
-            if key is not None:
-                return key
-        tokens = [_token(given or b""), headers.get(b"x-api-key", b"").strip()]
-        for token in filter(None, tokens):
-            key = table.find(token) or self._single.find(token)
-            if key is not None:
-                return key
-        raise Unauthorized(
-            "The API key is wrong."
-            if any(tokens)
-            else "An API key is needed: send `Authorization: Bearer KEY`."
-        )
+        table = _NO_KEYS if self._file is None else self._file.table(received_at)
+        token = _token(headers.get(b"authorization", b""))
+        key = self._key_of(token, table) if token else None
+        if key is None and (other := headers.get(b"x-api-key", b"").strip()):
+            token, key = other, self._key_of(other, table)
+        if key is None:
+            raise Unauthorized(
+                "The API key is wrong."
+                if token
+                else "An API key is needed: send `Authorization: Bearer KEY`."
+            )
+        return key
+
+    def _key_of(self, token: bytes, table: KeyTable) -> Key | None:
+        """The single key comes first: its holder owns the server, whatever the file says of it."""
+        key = None if self._single is None else self._single.find(token)
+        return table.find(token) if key is None else key
 
 
 def _token(given: bytes) -> bytes:
     """What ``Authorization`` holds: behind ``Bearer``, or its first word."""
     first, _, rest = given.strip().partition(b" ")
-    return rest.lstrip() if first.lower() == b"bearer" else first
+    return rest.lstrip() if first == b"Bearer" or first.lower() == b"bearer" else first
