@@ -111,6 +111,26 @@ def test_one_look_holds_for_all_that_had_come_before_it_and_for_no_other(tmp_pat
     assert lets_in(file, "tok_3") and len(looks) == 4
 
 
+def test_a_look_that_fails_holds_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys"
+    path.write_text("tok_1 # a\n")
+    clock = ManualClock(10.0)
+    file = KeyFile(str(path), clock)
+    assert lets_in(file, "tok_1")
+    clock.advance(1.0)
+    path.write_text("tok_2 # b\n")
+
+    def read(path: str, identity: object) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_content", read)
+        for came in (10.5, 10.6):
+            with pytest.raises(MemoryError):
+                file.table(came)
+    assert file.table(10.5).find(b"tok_2") and not file.table(10.6).find(b"tok_1")
+
+
 @pytest.mark.parametrize("broken", ["missing", "folder", "pipe", "empty", "binary", "unreadable", "loop"])
 def test_what_cannot_be_read_lets_nobody_in_and_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, broken: str

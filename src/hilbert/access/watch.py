@@ -59,7 +59,12 @@ class KeyFile:
         """
         if since < self._looked_at:
             return self._table
-        self._looked_at = self._clock()
+        now = self._clock()
+        table = self._look()
+        self._looked_at = now  # not before: a look that fails, for want of memory say, holds for nobody
+        return table
+
+    def _look(self) -> KeyTable:
         try:
             found = os.stat(self._path)
         except OSError as error:
