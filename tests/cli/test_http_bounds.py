@@ -6,6 +6,7 @@ import asyncio
 import gc
 import re
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -226,6 +227,38 @@ async def _answers(requests: list[bytes]) -> list[bytes]:
 def test_an_answer_at_once_is_the_same_bytes(request_: bytes) -> None:
     at_once, by_send = asyncio.run(_answers([request_.replace(b"%s", way) for way in (b"", b"?send")]))
     assert at_once == by_send and at_once.count(b"HTTP/1.1 201") == request_.count(b"%s")
+
+
+def test_a_pipelined_request_has_come_when_it_is_its_turn() -> None:
+    """What is looked up for others while the one before it is in work may be outdated by then."""
+    came: dict[str, float] = {}
+
+    async def story() -> None:
+        arrived, is_over = asyncio.Event(), asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            extension = scope["extensions"]["an.answer"]
+            came[scope["path"]] = extension["received_at"]
+            arrived.set()
+            await is_over.wait()
+            assert extension["write"](200, ((b"content-length", b"2"),), b"ok")
+
+        sock = socket.create_server(("127.0.0.1", 0))
+        server = HttpServer(app, answer_name="an.answer")
+        serving = asyncio.create_task(server.run_on(sock))
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        start = time.perf_counter()
+        writer.write(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\nconnection: close\r\n\r\n")
+        await arrived.wait()
+        assert start < came["/1"] < (end := time.perf_counter()) and "/2" not in came
+        is_over.set()
+        await asyncio.wait_for(reader.read(), 10)
+        assert came["/2"] > end
+        writer.close()
+        server.leave()
+        await serving
+
+    asyncio.run(story())
 
 
 def test_no_header_can_end_its_line() -> None:

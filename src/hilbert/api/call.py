@@ -33,7 +33,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 ANSWER = "hilbert.answer"
 """An ASGI extension of `cli/http.py`: its ``write`` takes a whole answer at once, where it can, and
-``received_at`` is when the headers of the connection's newest request had come, as `time.perf_counter`."""
+``received_at`` is when a request's headers had come and it was its turn, as `time.perf_counter`."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Answer = Callable[[int, Headers, bytes], bool]
@@ -133,7 +133,7 @@ class Call:
         started: `time.perf_counter()` at arrival.
         query: what stands behind the ``?``, as received.
         answer: writes the reply in one piece; None where the server cannot.
-        received_at: when its headers had come or later, as `started`; infinite where the server does not say.
+        received_at: when its headers had come and it was its turn, as `started`; infinite where nobody says.
         peer: the address at the other end of the connection; None for a unix socket.
         body_seconds: how long a body may take to arrive; a large one gets more, by its size.
         key: who asks; set at the gate.

@@ -114,12 +114,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """What follows is the body, which the application bounds."""
         self._is_in_headers = False
-        self._extension["received_at"] = time.perf_counter()
         super().on_headers_complete()
         self.scope["extensions"] = self._extensions
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
+        self._extension["received_at"] = time.perf_counter()
         super()._start_asgi_task(cycle, app)
 
     def _answer(self, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> bool:
@@ -325,7 +325,8 @@ class HttpServer(uvicorn.Server):
         app: an ASGI application.
         settings: limits, and TLS.
         answer_name: the name of an ASGI extension whose ``write`` takes status, headers and body of an answer
-            at once, and returns false where they have to go by ``send``; ``""`` offers none.
+            at once, and returns false where they have to go by ``send``, and whose ``received_at`` is when it
+            was the request's turn, as `time.perf_counter`; ``""`` offers none.
     """
 
     def __init__(self, app: Any, settings: HttpSettings = HttpSettings(), *, answer_name: str = "") -> None:
