@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hilbert.access import BadKeyFile, KeyTable, parse_keys
+from hilbert.access import BadKeyFile, KeyTable, keyfile, parse_keys
 from hilbert.config.limits import Limits
 
 
@@ -41,6 +41,15 @@ def test_every_form_of_a_line() -> None:
         digest("tok_5"): f"key-{digest('tok_5').hex()[:8]}",
         digest("tok_é"): "accented",
     }
+
+
+def test_the_digest_that_is_quick_for_few_bytes_is_not_taken_for_many(monkeypatch) -> None:
+    seen: list[int] = []
+    real = keyfile._sha256_of_few
+    monkeypatch.setattr(keyfile, "_sha256_of_few", lambda token: seen.append(len(token)) or real(token))
+    for length in (0, 40, 512, 513, 65_536):
+        assert keyfile.digest_of(b"x" * length) == hashlib.sha256(b"x" * length).digest()
+    assert seen == [0, 40, 512]
 
 
 def test_settings_of_one_key() -> None:
