@@ -122,6 +122,42 @@ def test_who_is_refused_by_all_has_not_paid_alone() -> None:
     assert dict(it.standing_of("a"))[b"x-ratelimit-remaining-requests"] == b"3"
 
 
+def test_who_is_refused_by_all_has_all_of_its_own_left_to_the_last_digit() -> None:
+    it, clock = limiter("rate=1 burst=1", "concurrent=1")
+    clock.advance(23.4)  # 1023.4 + 1 - 1 is a little more
+    it.enter("b")
+    with pytest.raises(RateLimited, match="All callers"):
+        it.enter("a")
+    assert dict(it.standing_of("a"))[b"x-ratelimit-reset-requests"] == b"0ms"
+
+
+def test_limits_that_are_gone_are_not_told_of() -> None:
+    it, _ = limiter("", "rate=1 burst=2")
+    own = parse_limits("tokens=60")
+    assert b"x-ratelimit-limit-tokens" in dict(it.leave(it.enter(b"digest", own), 1))
+    it.enter(b"digest")
+    with pytest.raises(RateLimited, match="All callers"):
+        it.enter(b"digest")
+    assert dict(it.standing_of(b"digest"))[b"x-ratelimit-limit-requests"] == b"2"
+
+
+def test_a_job_with_older_limits_changes_nothing_of_those_of_today() -> None:
+    it, _ = limiter()
+    older, today = parse_limits("rate=1000"), parse_limits("tokens=60")
+    permit = it.enter(b"digest", today)
+    it.charge(b"digest", 5, older)
+    assert dict(it.leave(permit, 600))[b"x-ratelimit-remaining-tokens"] == b"0"
+    with pytest.raises(RateLimited, match="This key may use 60 tokens"):
+        it.enter(b"digest", today)
+
+
+def test_an_address_that_the_server_does_not_say_is_one_caller_and_not_all() -> None:
+    it, _ = limiter("rate=1 burst=1")
+    it.enter("")
+    with pytest.raises(RateLimited, match="This address"):
+        it.enter("")
+
+
 def test_headers() -> None:
     it, clock = limiter("rate=2 burst=10 tokens=1000")
     assert headers_of(it, "a", 250) == {

@@ -133,15 +133,15 @@ class Account:
         self.requests_until = (until if until > now else now) + rules.request_seconds
         return True
 
-    def undo(self) -> None:
-        """It did not come after all."""
+    def undo(self, requests_until: float) -> None:
+        """It did not come after all; all is paid for when it was before."""
         self.num_inside -= 1
-        self.requests_until -= self.rules.request_seconds
+        self.requests_until = requests_until
 
-    def charge(self, now: float, num_tokens: int) -> None:
-        """Tokens were used."""
+    def charge(self, now: float, seconds: float) -> None:
+        """Tokens were used that take so long to be paid for."""
         until = self.tokens_until
-        self.tokens_until = (until if until > now else now) + num_tokens * self.rules.token_seconds
+        self.tokens_until = (until if until > now else now) + seconds
 
     def standing(self, now: float) -> Headers:
         """What is left, in OpenAI's headers: the limit is what may come at once."""
@@ -154,7 +154,13 @@ class Account:
         """Why a request cannot come; the caller is None for all of them together."""
         rules = self.rules
         limits = rules.limits
-        who = "This key" if type(caller) is bytes else "This address" if caller else "All callers together"
+        who = (
+            "All callers together"
+            if caller is None
+            else "This key"
+            if type(caller) is bytes
+            else "This address"
+        )
         too_early = self.requests_until - now - rules.requests_owed
         too_many_tokens = self.tokens_until - now - rules.tokens_owed
         if self.num_inside >= rules.concurrent:
@@ -216,19 +222,21 @@ class Limiter:
             RateLimited: some limit is reached; nothing was counted.
         """
         now = self._clock()
-        account = None
+        account, until = None, 0.0
         if self._is_each_limited or own is not NO_LIMITS:
             account = self._accounts.get(caller)
             if account is not None and account.own is own:
                 self._accounts.move_to_end(caller)
             else:
                 account = self._opened(caller, own, now)
-            if account is not None and not account.enter(now):
-                raise account.refusal(now, caller)
+            if account is not None:
+                until = account.requests_until
+                if not account.enter(now):
+                    raise account.refusal(now, caller)
         everybody = self._everybody
         if everybody is not None and not everybody.enter(now):
             if account is not None:
-                account.undo()
+                account.undo(until)
             raise everybody.refusal(now, None)
         return account
 
@@ -243,34 +251,44 @@ class Limiter:
         if everybody is not None:
             everybody.num_inside -= 1
             if everybody.rules.token_seconds:
-                everybody.charge(now, num_tokens)
+                everybody.charge(now, num_tokens * everybody.rules.token_seconds)
         if permit is None:
             return () if everybody is None else everybody.standing(now)
         permit.num_inside -= 1
         if permit.rules.token_seconds:
-            permit.charge(now, num_tokens)
+            permit.charge(now, num_tokens * permit.rules.token_seconds)
         return permit.standing(now)
 
     def charge(self, caller: bytes | str, num_tokens: int, own: Limits = NO_LIMITS) -> None:
         """Charge tokens that were used for a caller who did not wait for them: those of a job."""
         now = self._clock()
-        for account in (self._everybody, self._opened(caller, own, now)):
-            if account is not None:
-                account.charge(now, num_tokens)
+        everybody, rules = self._everybody, _rules(own.over(self._each))
+        if everybody is not None:
+            everybody.charge(now, num_tokens * everybody.rules.token_seconds)
+        if rules is not None:  # which may be older than those of the requests that are in work
+            account = self._account(caller, rules, own, now)
+            account.charge(now, num_tokens * rules.token_seconds)
 
-    def standing_of(self, caller: bytes | str) -> Headers:
+    def standing_of(self, caller: bytes | str, own: Limits = NO_LIMITS) -> Headers:
         """The headers for a caller who was refused."""
-        account = self._accounts.get(caller, self._everybody)
+        is_limited = self._is_each_limited or own is not NO_LIMITS
+        account = self._accounts.get(caller) if is_limited else None
+        account = account or self._everybody
         return () if account is None else account.standing(self._clock())
 
     def _opened(self, caller: bytes | str, own: Limits, now: float) -> Account | None:
-        """The account of a caller, made or brought to these limits; None for one without limits."""
+        """The account of a caller, brought to these limits; None for one without limits."""
         rules = _rules(own.over(self._each))
         if rules is None:
             return None
+        account = self._account(caller, rules, own, now)
+        account.rules, account.own = rules, own
+        return account
+
+    def _account(self, caller: bytes | str, rules: Rules, own: Limits, now: float) -> Account:
+        """The account of a caller, made with these limits where there is none."""
         account = self._accounts.get(caller)
         if account is not None:
-            account.rules, account.own = rules, own
             self._accounts.move_to_end(caller)
             return account
         if now - self._swept > _SWEEP_EVERY_SECONDS:

@@ -54,7 +54,7 @@ class Gate:
                 permit = limiter.enter(caller, key.limits)
         except (Unauthorized, RateLimited) as error:
             if limiter is not None and isinstance(error, RateLimited):
-                call.reply_headers = limiter.standing_of(caller)
+                call.reply_headers = limiter.standing_of(caller, key.limits)
             self._verdicts.log(error.status, client, call.key.label, call.method, call.prefix + call.path)
             raise
         if key is not ANONYMOUS:
