@@ -300,6 +300,16 @@ def test_a_long_list_is_reranked_by_more_token_vectors_than_one_request_may_have
         assert [r.index for r in found] == [r.index for r in whole]
 
 
+def test_a_long_list_is_reranked_though_a_template_repeats_the_query(tmp_path, cache, monkeypatch):
+    query, rooms = "one room? " * 20, [f"room {number}" for number in range(40)]
+    with Model(str(tiny_model("qwen3", tmp_path / "m", head="logit_score")), cache_dir=cache) as model:
+        whole = model.rerank(query, rooms)
+        monkeypatch.setattr(text, "MAX_REQUEST_CHARS", 4000)
+        monkeypatch.setattr(local, "_PIECE_CHARS", 1000)
+        found = model.rerank(query, rooms)
+        assert [r.index for r in found] == [r.index for r in whole]
+
+
 def test_a_task_that_the_model_has_not_is_refused(tmp_path, cache):
     folder = tiny_model("bert", tmp_path / "m", head="classifier", num_labels=2)
     with pytest.raises(UnsupportedTask, match="it can for: classify"):

@@ -438,7 +438,9 @@ class Model:
         count = None
         if OutputType.MULTIVECTOR in self._served.facts.outputs:
             count = self._count_numbers(EmbedRequest(texts, input_type="document", truncate=truncate))
-        scores = np.concatenate(await _in_pieces(_runs(texts, _PIECE, count), scored))
+        # A chat template repeats the query before each document.
+        most = max(1, min(_PIECE, _PIECE_CHARS // (1 + len(query) + len(prompt or ""))))
+        scores = np.concatenate(await _in_pieces(_runs(texts, most, count), scored))
         order = np.argsort(-scores, kind="stable")[:top_n]
         return [
             Ranked(index, score, texts[index])
