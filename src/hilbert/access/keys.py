@@ -66,4 +66,4 @@ class Keys:
 def _token(given: bytes) -> bytes:
     """What ``Authorization`` holds: behind ``Bearer``, or its first word."""
     first, _, rest = given.strip().partition(b" ")
-    return rest.lstrip() if first == b"Bearer" or first.lower() == b"bearer" else first
+    return rest.lstrip() if first.lower() == b"bearer" else first

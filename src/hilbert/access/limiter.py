@@ -18,7 +18,7 @@ from math import ceil, inf
 from hilbert.config.limits import NO_LIMITS, Limits
 from hilbert.errors import RateLimited
 
-# About 20 MB. Whoever comes from more addresses than that within a minute is stopped by the overall limits.
+# About 27 MB. Whoever comes from more addresses than that within a minute is stopped by the overall limits.
 MAX_ACCOUNTS = 100_000
 _SWEEP_EVERY_SECONDS = 1.0
 _SWEEP_AT_MOST = 1000

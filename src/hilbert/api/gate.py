@@ -50,7 +50,7 @@ class Gate:
         try:
             call.key = key = self._keys.identify(call.headers, call.received_at)
             if limiter is not None:
-                caller = group_of(client) if key is ANONYMOUS else key.digest
+                caller = _caller(key, client)
                 permit = limiter.enter(caller, key.limits)
         except (Unauthorized, RateLimited) as error:
             if limiter is not None and isinstance(error, RateLimited):
@@ -73,7 +73,11 @@ class Gate:
         """Count tokens that were used on behalf of a call, which may have left long ago."""
         if self._limiter is not None:
             client = self._proxies.client_of(call.peer, call.headers)
-            caller = group_of(client) if call.key is ANONYMOUS else call.key.digest
-            self._limiter.charge(caller, num_tokens, call.key.limits)
+            self._limiter.charge(_caller(call.key, client), num_tokens, call.key.limits)
         if call.key is not ANONYMOUS:
             self.usage.count(call.key.label, num_tokens, num_requests=0)
+
+
+def _caller(key: Key, client: str) -> bytes | str:
+    """Whom limits count: a key, or an address."""
+    return group_of(client) if key is ANONYMOUS else key.digest
